@@ -1,0 +1,1 @@
+"""astrofed: federated learning for astrobiology."""

@@ -1,0 +1,38 @@
+"""A site: one participant's own name, data and home folder, as the client on that machine knows them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a participant's data lies and where it keeps what it must not forget (the privacy ledger).
+
+    `corrupt_targets` is set only by simulations, for data-poisoning attacks: it maps standardised training targets to
+    the poisoned ones. `home` is None where nothing may be kept (a dry check).
+    """
+
+    name: str
+    data: Path
+    role: Literal["train", "evaluate"] = "train"
+    home: Path | None = None
+    corrupt_targets: "Callable[[Tensor], Tensor] | None" = None
+
+
+@dataclass(frozen=True)
+class SiteSummary:
+    """What a site tells the coordinator when it enrols: counts and a fingerprint, never data."""
+
+    name: str
+    role: Literal["train", "evaluate"]
+    num_examples: int  # training samples
+    num_eval_examples: int
+    num_units: int  # privacy units (planets, worlds) among the training samples
+    unit: str  # what one privacy unit is
+    fingerprint: str  # sha256 of the dataset's content
+    description: str  # one line for people

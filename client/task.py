@@ -1,0 +1,86 @@
+"""A task: what a participant learns from its own data, and how well a model does on what it held out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+from torch import nn
+
+from astrofed.client.site import Site, SiteSummary
+from astrofed.shared.plan import Plan, Section
+
+Statistics = Mapping[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class TrainInstruction:
+    """What the coordinator asks for in one round."""
+
+    round: int  # from 1
+    seed: int  # derived from the plan's seed, the round and the site's name
+    proximal_mu: float = 0.0  # FedProx's penalty on the distance to the global model
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """What one local training gives besides the changed model: finite numbers only."""
+
+    num_examples: int
+    metrics: dict[str, float] = field(default_factory=dict)  # "loss" at least
+
+
+class Task(ABC):
+    """One participant's side of a learning problem. Built once per site and plan, then asked every round.
+
+    A task holds its site's data in memory after the first use. It never returns data: statistics, updates and metrics
+    are all that leave, and the client app checks those.
+    """
+
+    class Options(Section):
+        """The task's own keys in the plan's [task] section."""
+
+    required_metric: ClassVar[str] = "loss"  # the headline metric of `evaluate`, smaller is better
+
+    def __init__(self, plan: Plan, options: BaseModel, site: Site) -> None:
+        self.plan = plan
+        self.site = site
+
+    @abstractmethod
+    def summary(self) -> SiteSummary:
+        """Read the data and return what the site tells when it enrols.
+
+        Raises:
+            UserMistake: data missing, corrupt, in wrong units or dims, or too few samples.
+        """
+
+    def statistics(self) -> dict[str, NDArray[np.float64]]:
+        """Return this site's statistics for standardisation, by key; none by default.
+
+        A key's prefix says how the server pools it over the sites: "median:" (coordinate-wise median, which a minority
+        of lying sites can't move at will) or "mean:". All sites return the same keys and shapes.
+        """
+        return {}
+
+    @abstractmethod
+    def train(self, model: nn.Module, statistics: Statistics, instruction: TrainInstruction) -> TrainOutcome:
+        """Train `model` in place on the site's training samples for one round.
+
+        `statistics` is what the server pooled, by key. All randomness comes from `instruction.seed`.
+        """
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, statistics: Statistics, *, with_baselines: bool) -> dict[str, float]:
+        """Return metrics of `model` on the site's held-out samples; all finite; in physical units where it says so.
+
+        Keys: "loss" (the headline number, dimensionless); others with slashes for structure: "rmse/ta", "rmse/ta/3" (level
+        index), "physics/<constraint>/compliance" and "physics/<constraint>/tolerance" (a constraint that can't be
+        evaluated is left out), and with `with_baselines` also "baseline/<name>/<metric>" on the same samples.
+        """
+
+    def showcase(self, model: nn.Module, statistics: Statistics) -> dict[str, Any]:
+        """Return pictures' raw material for the report of a local simulation; it never leaves the machine."""
+        return {}

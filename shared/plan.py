@@ -1,0 +1,314 @@
+"""The plan: one TOML file that says everything a run does, validated whole before anything starts.
+
+Plans are data. They name plug-ins by registered name and never hold code or import paths. Unknown keys are errors that
+name the nearest valid key; every error names the key, the value and what would be accepted.
+"""
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
+
+from astrofed.shared.errors import UserMistake
+
+Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]*$")]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+OptionsT = TypeVar("OptionsT", bound=BaseModel)
+
+
+class PlanError(UserMistake):
+    """A plan that can't be run: an unknown key, a value out of range, a combination that makes no sense."""
+
+
+class Section(BaseModel):
+    """Base of all plan sections: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Named(Section):
+    """A section that names a plug-in; its other keys are the plug-in's own options, checked when it is built."""
+
+    name: Name
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_options(cls, data: Any) -> Any:
+        if isinstance(data, str):
+            return {"name": data}
+        if not isinstance(data, dict):
+            return data
+        own = {key: value for key, value in data.items() if key in cls.model_fields}
+        rest = {key: value for key, value in data.items() if key not in cls.model_fields}
+        return {**own, "options": {**own.get("options", {}), **rest}}
+
+    @model_serializer(mode="wrap")
+    def _flatten_options(self, handler: Any) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        options = data.pop("options")
+        return {**data, **options}
+
+
+class Training(Section):
+    """What one participant does in one round."""
+
+    epochs: Annotated[int, Field(ge=1)] = 1
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=1)] = 4
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    learning_rate: Positive = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    gradient_clip: Positive | None = None
+    decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor on the learning rate by the last round, followed along a cosine (1 keeps it constant)."""
+
+
+class Physics(Section):
+    """Weights of the physics residuals in the training loss, by constraint; a constraint left out has no weight."""
+
+    weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
+
+
+class Privacy(Section):
+    """Differential privacy at each participant: give `epsilon` (the noise is found) or `noise_multiplier`."""
+
+    epsilon: Positive | None = None
+    noise_multiplier: Positive | None = None
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    clipping_norm: Positive = 1.0
+    unit: str
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.epsilon is None) == (self.noise_multiplier is None):
+            raise ValueError("give exactly one of epsilon and noise_multiplier")
+        return self
+
+
+class Strategy(Named):
+    """How the server turns replies into the next model: a robust `rule` of ours, or any registered Flower strategy."""
+
+    name: Name = "robust"
+    rule: Name | None = None
+    pre: tuple[Name, ...] = ()
+    f: Annotated[int, Field(ge=0)] | None = None
+    weights: Literal["equal", "examples"] = "equal"
+    quorum: Annotated[int, Field(ge=1)] = 1
+    timeout_s: Positive = 3600.0
+
+
+class Engine(Section):
+    """Where messages travel: in this process, or through Flower's simulation runtime on Ray."""
+
+    name: Literal["embedded", "ray"] = "embedded"
+    workers: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """Threads that one client's tensor operations use; by default the cores shared out over the workers."""
+
+
+class Participant(Section):
+    """One site of a simulated federation: its name, its data and, for tests of robustness, the attack it mounts."""
+
+    name: Name
+    data: str
+    role: Literal["train", "evaluate"] = "train"
+    attack: Named | None = None
+
+
+class Plan(Section):
+    """Everything a run does. Reproducible from this and the data alone."""
+
+    name: Name
+    mode: Literal["single", "federated"] = "federated"
+    seed: Annotated[int, Field(ge=0)] = 0
+    rounds: Annotated[int, Field(ge=1)] = 1
+    task: Named
+    model: Named
+    training: Training = Training()
+    physics: Physics = Physics()
+    privacy: Privacy | None = None
+    strategy: Strategy = Strategy(name="FedAvg")
+    engine: Engine = Engine()
+    participants: Annotated[tuple[Participant, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [participant.name for participant in self.participants]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"participants: the name {twice[0]!r} stands twice; names must differ")
+        trainers = [participant for participant in self.participants if participant.role == "train"]
+        if not trainers:
+            raise ValueError("participants: none has role = 'train'; at least one must train")
+        if self.mode == "single" and len(trainers) != 1:
+            raise ValueError(
+                f"mode 'single' takes one training participant, the plan has {len(trainers)}; "
+                "use mode = 'federated' or `astrofed train`, which keeps the first"
+            )
+        return self
+
+    @cached_property
+    def trainers(self) -> tuple[Participant, ...]:
+        """The participants that train, in the plan's order."""
+        return tuple(p for p in self.participants if p.role == "train")
+
+    def to_json(self) -> str:
+        """Return the resolved plan as compact JSON, the form in which it travels."""
+        return self.model_dump_json(exclude_none=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the resolved plan as plain data that TOML can hold (no nulls)."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+@lru_cache(maxsize=16)
+def plan_from_json(text: str) -> Plan:
+    """Return the plan that `Plan.to_json` wrote; parsed once for each text, since every message carries it."""
+    return Plan.model_validate_json(text)
+
+
+def load_plan(source: Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Plan:
+    """Read a plan from a TOML file or a mapping, apply `key=value` overrides, and validate the whole.
+
+    Relative `data` paths are taken from the file's folder; `bundled:` names stay as they are.
+
+    Raises:
+        PlanError: the file is missing or no TOML, a key is unknown, a value is out of range.
+    """
+    if isinstance(source, Path):
+        data, where = _read_toml(source), str(source)
+    else:
+        data, where = json.loads(json.dumps(source, default=str)), "plan"
+    for override in overrides:
+        _apply_override(data, override)
+    if isinstance(source, Path):
+        _anchor_paths(data, source.resolve().parent)
+    try:
+        return Plan.model_validate(data)
+    except ValidationError as error:
+        raise PlanError(_explain(error, where)) from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.toml")], n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else "; give the path of a plan in TOML"
+        raise PlanError(f"plan file {path} does not exist{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"plan file {path} can't be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise PlanError(f"plan file {path} is not valid TOML: {error}") from None
+
+
+def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
+    participants = data.get("participants")
+    for participant in participants if isinstance(participants, list) else []:
+        if isinstance(participant, dict) and isinstance(participant.get("data"), str):
+            if not participant["data"].startswith("bundled:"):
+                participant["data"] = str(folder / participant["data"])
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise PlanError(f"--set {override!r}: expected key=value, such as --set rounds=3 or --set strategy.f=1")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    *path, last = key.split(".")
+    target: Any = data
+    for depth, part in enumerate(path):
+        target = _step(target, part, ".".join(path[: depth + 1]))
+    if isinstance(target, list):
+        target[_index(target, last, key)] = value
+    else:
+        target[last] = value
+
+
+def _step(target: Any, part: str, key: str) -> Any:
+    if isinstance(target, list):
+        return target[_index(target, part, key)]
+    child = target.setdefault(part, {})
+    if isinstance(child, str):  # strategy = "krum" is short for strategy.name = "krum"
+        child = target[part] = {"name": child}
+    if not isinstance(child, dict | list):
+        raise PlanError(f"--set {key}: {part!r} holds {child!r}, which has no keys below it")
+    return child
+
+
+def _index(items: list[Any], part: str, key: str) -> int:
+    names = [item.get("name") if isinstance(item, dict) else None for item in items]
+    if part in names:
+        return names.index(part)
+    if re.fullmatch(r"\d+", part) and int(part) < len(items):
+        return int(part)
+    raise PlanError(f"--set {key}: no item {part!r}; give a name ({', '.join(filter(None, names))}) or 0 to {len(items) - 1}")
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    lines = []
+    for problem in error.errors(include_url=False):
+        key = ".".join(str(part) for part in problem["loc"]) or "plan"
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            valid = _valid_keys(problem["loc"][:-1])
+            near = difflib.get_close_matches(str(problem["loc"][-1]), valid, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
+            lines.append(f"{key}: unknown key; {hint}")
+        elif problem["type"] == "missing":
+            lines.append(f"{key}: required, but missing")
+        else:
+            given = problem["input"]
+            shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
+            lines.append(f"{key}: {message}{shown}")
+    return f"{where}: " + "; ".join(lines)
+
+
+def _valid_keys(location: tuple[int | str, ...]) -> list[str]:
+    section: Any = Plan
+    for part in location:
+        if isinstance(part, str) and part in section.model_fields:
+            section = _section_of(section.model_fields[part].annotation)
+    return list(section.model_fields)
+
+
+def _section_of(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        if argument is not Ellipsis and (found := _section_of(argument)) is not None:
+            return found
+    return None
+
+
+def check_options(options: type[OptionsT], given: Named, where: str) -> OptionsT:
+    """Validate a plug-in's options against its `Options` model.
+
+    Raises:
+        PlanError: an unknown option (with the nearest valid one) or a value out of range.
+    """
+    try:
+        return options.model_validate(given.options)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors(include_url=False):
+            key = f"{where}." + ".".join(str(part) for part in problem["loc"])
+            if problem["type"] == "extra_forbidden":
+                near = difflib.get_close_matches(str(problem["loc"][-1]), list(options.model_fields), n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(options.model_fields) or 'none'}"
+                lines.append(f"{key}: unknown key for {given.name!r}; {hint}")
+            else:
+                lines.append(f"{key}: {problem['msg'].removeprefix('Value error, ')} (given: {problem['input']!r})")
+        raise PlanError("; ".join(lines)) from None
