@@ -130,6 +130,8 @@ class Plan(Section):
     mode: Literal["single", "federated"] = "federated"
     seed: Annotated[int, Field(ge=0)] = 0
     rounds: Annotated[int, Field(ge=1)] = 1
+    evaluate_every: Annotated[int, Field(ge=1)] = 1
+    """Rounds between evaluations; the initial and the final model are always evaluated."""
     task: Named
     model: Named
     training: Training = Training()

@@ -1,0 +1,219 @@
+"""Datacube emulation: a world's next months from the months before, learned across worlds that share no data.
+
+The network predicts changes against the last input month in standardised units; the scales are pooled over the sites.
+A training site holds out the last months of its last epoch. A site with role "evaluate" is a world that nothing was
+learned from, scored in all its months.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from astrofed.client.data.cube import read_cube
+from astrofed.client.site import Site, SiteSummary
+from astrofed.client.task import Statistics, Task, TrainInstruction, TrainOutcome
+from astrofed.client.tasks.datacube_baselines import climatology, persistence, pooled_ridge, ridge, ridge_equations
+from astrofed.client.tasks.datacube_batches import Batch, batches, stack
+from astrofed.client.tasks.datacube_physics import PhysicsTerm, compliance_metrics
+from astrofed.client.tasks.datacube_samples import (
+    Sample,
+    TooFewMonths,
+    World,
+    all_samples,
+    held_out_samples,
+    training_samples,
+)
+from astrofed.client.tasks.datacube_scales import Scales, site_scales
+from astrofed.client.tasks.datacube_scores import Scores, area_loss
+from astrofed.client.tasks.datacube_showcase import maps
+from astrofed.client.training import train_locally
+from astrofed.shared.models.datacube_layout import VARIABLES, DatacubeLayout
+from astrofed.shared.plan import Plan
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+
+EVALUATION_BATCH = 2
+
+
+class DatacubeEmulation(Task):
+    """Predicts a world's following months from the preceding ones, on five physical axes."""
+
+    class Options(DatacubeLayout):
+        """The datacube's layout, and what is held out and how training samples are varied."""
+
+        held_out_months: Annotated[int, Field(ge=1)] = 6
+        """How many months at the end of the last epoch no training sample sees."""
+        mirror: bool = True
+        """Mirror half of the training batches at the equator (v changes its sign): the season moves by half a year."""
+        roll: bool = True
+        """Turn training batches by a random longitude."""
+
+    def __init__(self, plan: Plan, options: BaseModel, site: Site) -> None:
+        super().__init__(plan, options, site)
+        self.options = self.Options.model_validate(options.model_dump())
+        self._lock = threading.Lock()
+        self._world: World | None = None
+        without = [not VARIABLES[name].levels for name in self.options.variables]
+        self._flat = torch.tensor(without)[:, None, None, None, None, None]
+        self._physics = PhysicsTerm(plan.physics.weights, self.options.variables) if plan.physics.weights else None
+
+    @property
+    def world(self) -> World:
+        """The site's world, read at the first use.
+
+        Raises:
+            UserMistake: data missing, corrupt or incomplete, or too few months.
+        """
+        with self._lock:
+            if self._world is None:
+                world = World(read_cube(self.site.data), self.options, self.site.name)
+                self._check_length(world)
+                self._world = world
+            return self._world
+
+    def summary(self) -> SiteSummary:
+        """Count the samples of the site's world."""
+        world = self.world
+        training = self._training_samples() if self.site.role == "train" else []
+        frames = f"{world.epochs} epochs of {world.months} months"
+        grid = "levels, latitudes, longitudes {} x {} x {}".format(*world.fields.shape[3:])
+        return SiteSummary(
+            name=self.site.name,
+            role=self.site.role,
+            num_examples=len(training),
+            num_eval_examples=len(self._evaluation_samples()),
+            num_units=1,
+            unit="world",
+            fingerprint=world.cube.fingerprint,
+            description=f"world {world.cube.planet.name}: {frames}, {grid}",
+        )
+
+    def statistics(self) -> dict[str, NDArray[np.float64]]:
+        """Return scales [variable, lev] and the ridge's normal equations of the training months alone.
+
+        An unseen world (role "evaluate") contributes nothing.
+        """
+        if self.site.role != "train":
+            return {}
+        world, samples = self.world, self._training_samples()
+        inputs = self.options.months_in
+        frames = sorted(
+            {(month, epoch) for s in samples for epoch in s.epochs for month in range(s.target - inputs, s.target)}
+            | {(s.target + k, epoch) for s in samples for epoch in s.epochs for k in range(self.options.months_out)}
+        )
+        scales = site_scales(world.fields.numpy(), frames, world.cube.lat_deg, self.options.variables, self.site.name)
+        return {**scales, **ridge_equations(world, samples)}
+
+    def train(self, model: nn.Module, statistics: Statistics, instruction: TrainInstruction) -> TrainOutcome:
+        """Train for one round on the months that are not held out; the loss is dimensionless."""
+        world, scales, samples = self.world, Scales.pooled(statistics), self._training_samples()
+
+        def source(generator: torch.Generator) -> Iterator[Batch]:
+            return batches(
+                world,
+                samples,
+                scales,
+                generator,
+                size=self.plan.training.batch_size,
+                mirror=self.options.mirror and world.mirrors,
+                roll=self.options.roll,
+            )
+
+        fit = train_locally(model, source, self._loss(world, scales), self.plan.training, instruction, self.plan.rounds)
+        return TrainOutcome(num_examples=len(samples), metrics={"loss": fit.loss})
+
+    def evaluate(self, model: nn.Module, statistics: Statistics, *, with_baselines: bool) -> dict[str, float]:
+        """Return errors and physics compliance on the held-out months (all months of an unseen world).
+
+        "loss" is the root mean square error over variables and levels in units of a typical month-to-month change, so
+        that persistence scores about 1; "rmse/…" are in SI.
+        """
+        world, scales, samples = self.world, Scales.pooled(statistics), self._evaluation_samples()
+        predictions = list(self._predictions(model, scales, samples))
+        metrics = self._scored(scales, samples, predictions, prefix="", levels=True)
+        metrics |= compliance_metrics(world, samples, predictions, with_data=with_baselines)
+        if with_baselines:
+            for name, predict in self._baselines(statistics).items():
+                guesses = [predict(world, sample) for sample in samples]
+                metrics |= self._scored(scales, samples, guesses, prefix=f"baseline/{name}/", levels=False)
+        return metrics
+
+    def showcase(self, model: nn.Module, statistics: Statistics) -> dict[str, Any]:
+        """Return maps of truth, prediction and error for the middle one of the held-out months."""
+        samples = self._evaluation_samples()
+        sample = samples[len(samples) // 2]
+        prediction = next(iter(self._predictions(model, Scales.pooled(statistics), [sample])))
+        return maps(self.world, sample, prediction)
+
+    def _loss(self, world: World, scales: Scales) -> Callable[[nn.Module, Batch], Tensor]:
+        def loss(model: nn.Module, batch: Batch) -> Tensor:
+            changes = self._changes(model, batch)
+            targets = (batch.target - batch.last) / scales.change
+            if self.site.corrupt_targets is not None:
+                targets = self.site.corrupt_targets(targets)
+            value = area_loss(changes - targets, world.area)
+            if self._physics is not None:
+                value = value + self._physics(world, batch, batch.last + changes * scales.change)
+            return value
+
+        return loss
+
+    def _changes(self, model: nn.Module, batch: Batch) -> Tensor:
+        """[batch, variable, climate_time, geological_time, lev, lat, lon]; without levels: the mean over lev."""
+        changes: Tensor = model(batch.state, batch.forcing)
+        return torch.where(self._flat, changes.mean(dim=4, keepdim=True), changes)
+
+    @torch.no_grad()
+    def _predictions(self, model: nn.Module, scales: Scales, samples: Sequence[Sample]) -> Iterator[Tensor]:
+        """Yield each sample's prediction in learned units [variable, climate_time, geological_time, lev, lat, lon]."""
+        model.eval()
+        for start in range(0, len(samples), EVALUATION_BATCH):
+            batch = stack(self.world, samples[start : start + EVALUATION_BATCH], scales)
+            yield from batch.last + self._changes(model, batch) * scales.change
+
+    def _scored(
+        self, scales: Scales, samples: Sequence[Sample], predictions: Sequence[Tensor], *, prefix: str, levels: bool
+    ) -> dict[str, float]:
+        scores = Scores(self.options.variables, self.world.area, scales)
+        for sample, prediction in zip(samples, predictions, strict=True):
+            scores.add(prediction, self.world.targets(sample), sample.scored)
+        physical = scores.physical(levels=levels)
+        return {f"{prefix}loss": scores.headline(), **{f"{prefix}rmse/{name}": v for name, v in physical.items()}}
+
+    def _baselines(self, statistics: Statistics) -> dict[str, Callable[[World, Sample], Tensor]]:
+        """Return the baselines that can be evaluated at this site, by name."""
+        found: dict[str, Callable[[World, Sample], Tensor]] = {"persistence": persistence}
+        if self.site.role == "train" and self.world.epochs > 1:
+            found["climatology"] = climatology
+        coefficients = pooled_ridge(statistics)
+        if coefficients is not None:
+            found["ridge"] = lambda world, sample: ridge(world, sample, coefficients)
+        return found
+
+    def _training_samples(self) -> list[Sample]:
+        return training_samples(self.world.months, self.world.epochs, self.options, self.options.held_out_months)
+
+    def _evaluation_samples(self) -> list[Sample]:
+        if self.site.role == "evaluate":
+            return all_samples(self.world.months, self.world.epochs, self.options)
+        return held_out_samples(self.world.months, self.world.epochs, self.options, self.options.held_out_months)
+
+    def _check_length(self, world: World) -> None:
+        options = self.options
+        needed = options.months_in + options.months_out
+        shape = f"{self.site.name}: the cube has {world.epochs} epochs of {world.months} months"
+        if self.site.role == "evaluate":
+            if world.months < needed:
+                raise TooFewMonths(f"{shape}; {needed} months are needed for one sample (months_in + months_out)")
+            return
+        training = training_samples(world.months, world.epochs, options, options.held_out_months)
+        held_out = held_out_samples(world.months, world.epochs, options, options.held_out_months)
+        if not training or not held_out:
+            raise TooFewMonths(
+                f"{shape}, which leaves {len(training)} training and {len(held_out)} held-out samples with months_in = "
+                f"{options.months_in}, months_out = {options.months_out}, held_out_months = {options.held_out_months}; "
+                "lower one of them or give a longer cube"
+            )

@@ -1,0 +1,119 @@
+"""Fields in learned units, and the federated scales that make them dimensionless.
+
+Learned units are SI but for variables that span decades, which are learned as a power (see `Variable.power`). Scales
+are per variable and level: the area-weighted mean and standard deviation of the fields, and the root mean square of
+month-to-month changes, each the median over the sites of what they measured on their training months.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from astrofed.client.data.world import Cube
+from astrofed.shared.errors import AstrofedError, UserMistake
+from astrofed.shared.models.datacube_layout import VARIABLES
+from numpy.typing import NDArray
+from torch import Tensor
+
+MEAN, FIELD, CHANGE = "median:field/mean", "median:field/scale", "median:change/scale"
+
+
+class ConstantVariable(UserMistake):
+    """A variable of the plan never changes in a site's cube, so nothing about it can be learned or scored."""
+
+
+class ScalesMissingError(AstrofedError):
+    """A round began without the pooled scales that the sites' statistics give."""
+
+
+def learned_fields(cube: Cube, variables: Sequence[str]) -> NDArray[np.float32]:
+    """Return [variable, climate_time, geological_time, lev, lat, lon] in learned units, surface fields repeated."""
+    shape = cube.fields["ta"].shape
+    out = np.empty((len(variables), shape[1], shape[0], *shape[2:]), np.float32)
+    for index, name in enumerate(variables):
+        values, variable = cube.fields[name], VARIABLES[name]
+        if not variable.levels:
+            values = values[:, :, None]
+        if variable.power != 1.0:
+            values = np.maximum(values, 0) ** np.float32(variable.power)
+        out[index] = np.swapaxes(values, 0, 1)
+    return out
+
+
+def to_si(learned: Tensor, variables: Sequence[str]) -> Tensor:
+    """Turn a tensor whose second axis is the variable from learned units to SI."""
+    powers = [VARIABLES[name].power for name in variables]
+    if all(power == 1.0 for power in powers):
+        return learned
+    columns = list(learned.unbind(1))
+    for index, power in enumerate(powers):
+        if power != 1.0:
+            columns[index] = columns[index].clamp(min=0) ** (1 / power)
+    return torch.stack(columns, dim=1)
+
+
+def area_weights(lat_deg: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return cos φ, scaled to a mean of 1 [lat]."""
+    weights = np.cos(np.deg2rad(lat_deg))
+    return np.asarray(weights / weights.mean())
+
+
+def site_scales(
+    fields: NDArray[np.float32],
+    frames: Sequence[tuple[int, int]],
+    lat_deg: NDArray[np.float64],
+    variables: Sequence[str],
+    where: str,
+) -> dict[str, NDArray[np.float64]]:
+    """Return the three scales of one site, [variable, lev] each, by their keys.
+
+    Args:
+        fields: learned units, [variable, climate_time, geological_time, lev, lat, lon].
+        frames: the (climate_time, geological_time) pairs that the site may use.
+        lat_deg: [lat] in degrees.
+        variables: their names.
+        where: the site's name for messages.
+
+    Raises:
+        ConstantVariable: a variable has no variance or never changes.
+    """
+    area = area_weights(lat_deg)[:, None]
+    allowed = set(frames)
+    months = np.stack([fields[:, t, g] for t, g in frames], axis=1).astype(np.float64)
+    mean = (months * area).mean(axis=(1, 3, 4))
+    field = np.sqrt((((months - mean[:, None, :, None, None]) ** 2) * area).mean(axis=(1, 3, 4)))
+    steps = [fields[:, t, g].astype(np.float64) - fields[:, t - 1, g] for t, g in frames if (t - 1, g) in allowed]
+    change = np.sqrt((np.stack(steps, axis=1) ** 2 * area).mean(axis=(1, 3, 4)))
+    for index, name in enumerate(variables):
+        if VARIABLES[name].odd:
+            mean[index] = 0.0  # so that mirroring a world is a change of sign
+        if not (field[index].all() and change[index].all()):
+            raise ConstantVariable(f"{where}: {name} never changes at some level; leave it out of task.variables")
+    return {MEAN: mean, FIELD: field, CHANGE: change}
+
+
+@dataclass(frozen=True)
+class Scales:
+    """The pooled scales in learned units, each [variable, 1, 1, lev, 1, 1]."""
+
+    mean: Tensor
+    field: Tensor
+    change: Tensor
+
+    @classmethod
+    def pooled(cls, statistics: Mapping[str, NDArray[np.float64]]) -> Self:
+        """Take the scales out of the server's pooled statistics.
+
+        Raises:
+            ScalesMissingError: a key is absent.
+        """
+        missing = [key for key in (MEAN, FIELD, CHANGE) if key not in statistics]
+        if missing:
+            raise ScalesMissingError(f"the pooled statistics lack {', '.join(missing)}; they hold {sorted(statistics)}")
+        return cls(*(_spread(statistics[key]) for key in (MEAN, FIELD, CHANGE)))
+
+
+def _spread(values: NDArray[np.float64]) -> Tensor:
+    return torch.from_numpy(np.asarray(values, dtype=np.float32))[:, None, None, :, None, None]

@@ -1,0 +1,78 @@
+"""The run record: what `rounds.jsonl` holds, one JSON object a line, each line chained to the one before by SHA-256.
+
+Line 0 of a run is its `Start`; then one `Round` for each round that is complete, round 0 being the evaluation of the
+initial model. Participants are named as in the plan. The resolved plan lies beside it in `plan.toml`.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Enrolled(_Line):
+    """A participant that answered the call to enrol: counts and a fingerprint, never data."""
+
+    participant: str
+    role: Literal["train", "evaluate"]
+    num_examples: int
+    num_eval_examples: int
+    num_units: int
+    unit: str
+    fingerprint: str
+    description: str
+
+
+class Quarantine(_Line):
+    """A reply, or a whole participant, that was kept out, and why."""
+
+    participant: str
+    reason: str
+
+
+class Spent(_Line):
+    """What one participant has spent of its privacy budget so far: (epsilon, delta)-DP for each `unit` of its data."""
+
+    participant: str
+    dataset: str
+    unit: str
+    epsilon: float
+    delta: float
+
+
+class Start(_Line):
+    """The first line: who takes part, with which software, on which engine."""
+
+    kind: Literal["start"] = "start"
+    previous: str  # sha256 of plan.toml
+    time: str  # ISO 8601, UTC
+    versions: dict[str, str]
+    engine: str
+    parameters: int  # of the model
+    enrolled: tuple[Enrolled, ...]
+    refused: tuple[Quarantine, ...]
+
+
+class Round(_Line):
+    """One complete round."""
+
+    kind: Literal["round"] = "round"
+    previous: str  # sha256 of the line before, without its line break
+    round: int  # 0: the initial model, only evaluated
+    skipped: str | None = None  # why the model was left as it was
+    accepted: tuple[str, ...] = ()
+    weights: dict[str, float] = {}  # weight of each accepted update in the new model, where the rule has weights
+    quarantined: tuple[Quarantine, ...] = ()
+    train_metrics: dict[str, float] = {}  # mean over the accepted
+    loss: float | None = None  # headline metric over the training sites' held-out data; None: not evaluated this round
+    metrics: dict[str, float] = {}  # mean over the training sites' held-out data; round 0 also "baseline/…"
+    unseen: dict[str, float] = {}  # mean over participants with role "evaluate"; round 0 also "baseline/…"
+    sites: dict[str, dict[str, float]] = {}  # each participant's own evaluation
+    privacy: tuple[Spent, ...] = ()
+    seconds: float
+    bytes: int  # of arrays sent and received
+    checkpoint: str | None = None  # file in checkpoints/
+    checkpoint_sha256: str | None = None
