@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from astrofed.client.site import Site
 from astrofed.client.task import Task, TrainInstruction
 from astrofed.shared import registry
-from astrofed.shared.arrays import from_state_dict, load_into, to_numpy
+from astrofed.shared.arrays import from_state_dict, load_into
 from astrofed.shared.errors import AstrofedError, UserMistake
 from astrofed.shared.models.base import Model, build_model
-from astrofed.shared.plan import Plan, check_options, plan_from_json
+from astrofed.shared.plan import Plan, PlanError, check_options, plan_from_json
 from astrofed.shared.seeds import derive_seed
 
 ERROR_CODE = 2  # Flower's code for "the client app raised an exception"
@@ -34,6 +34,10 @@ Handler = Callable[[Message, Context], RecordDict]
 
 class NonFiniteMetric(AstrofedError):
     """A task returned a metric that is not a finite number."""
+
+
+class CannotEnrol(UserMistake):
+    """A site's data or its task are not fit for the plan."""
 
 
 class _Desk:
@@ -71,6 +75,8 @@ def open_task(plan: Plan, site: Site) -> Task:
         UserMistake: the task or one of its options is unknown.
     """
     cls: type[Task] = registry.get("tasks", plan.task.name)
+    if plan.privacy is not None and not cls.supports_privacy:
+        raise PlanError(f"task {plan.task.name!r} can't train with differential privacy; this site refuses the plan")
     return cls(plan, check_options(cls.Options, plan.task, "task"), site)
 
 
@@ -88,8 +94,12 @@ def build_client_app(open_site: OpenSite) -> ClientApp:
         return plan, text, desk.task(plan, text, open_site(context, plan))
 
     def enrol(message: Message, context: Context) -> RecordDict:
-        _, _, task = prepare(message, context)
-        return RecordDict({"site": ConfigRecord(asdict(task.summary()))})
+        name = open_site(context, plan_from_json(str(_config(message)["plan"]))).name
+        try:
+            _, _, task = prepare(message, context)
+            return RecordDict({"site": ConfigRecord(asdict(task.summary()))})
+        except UserMistake as error:  # the coordinator doesn't know yet who this is
+            raise CannotEnrol(f"{name}: {str(error).removeprefix(f'{name}: ')}") from error
 
     def statistics(message: Message, context: Context) -> RecordDict:
         _, _, task = prepare(message, context)
@@ -144,7 +154,9 @@ def _config(message: Message) -> ConfigRecord:
 def _metrics(values: Mapping[str, float]) -> MetricRecord:
     for name, value in values.items():
         if not math.isfinite(value):
-            raise NonFiniteMetric(f"metric {name!r} is {value}; the model or the task's data have left the finite range")
+            raise NonFiniteMetric(
+                f"metric {name!r} is {value}; the model or the task's data have left the finite range"
+            )
     return MetricRecord({name: value if isinstance(value, int) else float(value) for name, value in values.items()})
 
 

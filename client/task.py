@@ -43,7 +43,8 @@ class Task(ABC):
     class Options(Section):
         """The task's own keys in the plan's [task] section."""
 
-    required_metric: ClassVar[str] = "loss"  # the headline metric of `evaluate`, smaller is better
+    supports_privacy: ClassVar[bool] = False
+    """Whether `train` honours the plan's [privacy] section; a plan that has one is refused for tasks that don't."""
 
     def __init__(self, plan: Plan, options: BaseModel, site: Site) -> None:
         self.plan = plan

@@ -53,7 +53,7 @@ def view(array: Array, name: str) -> NDArray[Any]:
     if array.stype != NPY:
         raise MalformedArray(f"array {name!r} is stored as {array.stype!r}; only {NPY!r} is read")
     try:
-        shape, fortran, dtype, start = _parse(array.data[:_header_length(array.data)])
+        shape, fortran, dtype, start = _parse(array.data[: _header_length(array.data)])
     except (ValueError, SyntaxError, TypeError, EOFError, OverflowError, RecursionError, MemoryError) as error:
         raise MalformedArray(f"array {name!r} does not begin with a .npy header: {error}") from error
     count = math.prod(shape)
@@ -61,7 +61,7 @@ def view(array: Array, name: str) -> NDArray[Any]:
         raise MalformedArray(f"array {name!r} holds Python objects; only numbers are read")
     if len(array.data) - start != count * dtype.itemsize:
         raise MalformedArray(
-            f"array {name!r} has {len(array.data) - start} bytes of data; {shape} of {dtype} are {count * dtype.itemsize}"
+            f"array {name!r} has {len(array.data) - start} bytes; {shape} of {dtype} are {count * dtype.itemsize}"
         )
     flat = np.frombuffer(array.data, dtype=dtype, count=count, offset=start)
     return flat.reshape(shape, order="F" if fortran else "C")
@@ -82,7 +82,9 @@ def load_into(model: nn.Module, record: ArrayRecord) -> None:
     state = model.state_dict()
     if state.keys() != record.keys():
         absent, extra = sorted(state.keys() - record.keys()), sorted(record.keys() - state.keys())
-        raise WrongArrays(f"the arrays are not those of the model: absent {absent or 'none'}, unknown {extra or 'none'}")
+        raise WrongArrays(
+            f"the arrays are not those of the model: absent {absent or 'none'}, unknown {extra or 'none'}"
+        )
     with torch.no_grad():
         for name, tensor in state.items():
             array = view(record[name], name)

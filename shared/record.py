@@ -74,5 +74,5 @@ class Round(_Line):
     privacy: tuple[Spent, ...] = ()
     seconds: float
     bytes: int  # of arrays sent and received
-    checkpoint: str | None = None  # file in checkpoints/
-    checkpoint_sha256: str | None = None
+    checkpoint: str  # file in checkpoints/; all but the newest two are deleted as the run goes on
+    checkpoint_sha256: str

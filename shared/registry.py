@@ -1,4 +1,4 @@
-"""The plug-in registry: names in a plan become classes, through entry points or files that whoever runs the command gives.
+"""The plug-in registry: names in a plan become classes, through entry points or files given on the command line.
 
 What ships is registered the same way as what a user adds (packaging entry points, groups `astrofed.<kind>`). A plan
 holds names only: never code, never import paths. A file given by `--plugin` is imported once; every class in it that
@@ -80,7 +80,7 @@ def _loader(point: EntryPoint) -> Callable[[], type]:
 
 
 def plugins(kind: Kind) -> list[Plugin]:
-    """Return every registered plug-in of a kind, sorted by name; a file's plug-in hides an installed one of its name."""
+    """Return every plug-in of a kind, sorted by name; a file's plug-in hides an installed one of its name."""
     return sorted({**_installed(kind), **_added[kind]}.values(), key=lambda plugin: plugin.name.lower())
 
 

@@ -22,7 +22,7 @@ class Model(nn.Module, ABC):
 
 
 def build_model(plan: Plan) -> Model:
-    """Build the plan's model with weights drawn from the plan's seed alone; torch's global generator is left as it was."""
+    """Build the plan's model with weights drawn from the plan's seed; torch's global generator is left as it was."""
     import torch
 
     from astrofed.shared.seeds import derive_seed

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 import torch
-from astrofed.shared.plan import Plan, Section
 from pydantic import Field, model_validator
+
+from astrofed.shared.plan import Plan, Section
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ from typing import Annotated, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
 from astrofed.shared.models.base import Model
 from astrofed.shared.models.datacube_layout import SIGMA, DatacubeLayout
 from astrofed.shared.models.layers import Downsample, SigmaLinear, SphereBlock, Upsample, group_norm
 from astrofed.shared.plan import Plan, Section
-from pydantic import Field
-from torch import Tensor, nn
 
 
 class DatacubeShapeError(ValueError):

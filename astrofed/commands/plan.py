@@ -1,0 +1,67 @@
+"""`astrofed plan check` and `astrofed plugins`: what a plan would do, and what plans can name."""
+
+from typing import Annotated
+
+import typer
+
+from astrofed.commands.output import console, print_json
+from astrofed.commands.run import Json, PlanFile, PluginFile, Set
+
+app = typer.Typer(help="Look at a plan before it runs.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Look at a plan before it runs."""
+
+
+@app.command(epilog="Example: astrofed plan check configs/quickstart.toml --set strategy.f=2")
+def check(plan: PlanFile, overrides: Set = None, plugin: PluginFile = None, as_json: Json = False) -> None:
+    """Print the resolved plan and what it guarantees, or what is wrong with it."""
+    import tomli_w
+
+    from astrofed.shared import registry
+    from astrofed.shared.plan import load_plan
+    from astrofed.simulations.compatibility import check_plan
+
+    for file in plugin or []:
+        registry.load_plugin_file(file)
+    loaded = load_plan(plan, overrides or [])
+    guarantees = check_plan(loaded)
+    if as_json:
+        print_json({"plan": loaded.to_dict(), "guarantees": guarantees})
+        return
+    screen = console()
+    screen.print(tomli_w.dumps(loaded.to_dict()), markup=False)
+    screen.print("[bold]What this plan guarantees[/]")
+    for line in guarantees:
+        screen.print(f"  {line}", markup=False)
+
+
+def plugins(
+    plugin: PluginFile = None,
+    kind: Annotated[
+        str | None, typer.Option("--kind", help="Only tasks, models, strategies, rules or attacks.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List every task, model, strategy, rule and attack that a plan can name, with where each comes from."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from astrofed.shared import registry
+    from astrofed.shared.plan import PlanError
+
+    if kind is not None and kind not in registry.KINDS:
+        raise PlanError(f"--kind {kind!r}: expected one of {', '.join(registry.KINDS)}")
+    for file in plugin or []:
+        registry.load_plugin_file(file)
+    found = [entry for each in registry.KINDS if kind in (None, each) for entry in registry.plugins(each)]
+    if as_json:
+        rows = [{"kind": e.kind, "name": e.name, "origin": e.origin, "summary": e.summary} for e in found]
+        print_json({"plugins": rows})
+        return
+    table = Table("kind", "name", "what it is", "from", box=None, header_style="bold")
+    for entry in found:
+        table.add_row(entry.kind, escape(entry.name), escape(entry.summary), escape(entry.origin))
+    console().print(table)

@@ -1,0 +1,103 @@
+"""`astrofed simulate` and `astrofed train`: run a plan on this machine and show what it came to."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from astrofed.commands.output import console, only_json, print_json
+
+
+class Engine(StrEnum):
+    """Where messages travel."""
+
+    embedded = "embedded"
+    ray = "ray"
+
+
+PlanFile = Annotated[Path, typer.Argument(help="The plan, a TOML file.", show_default=False)]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the plan; may be repeated.")
+]
+PluginFile = Annotated[
+    list[Path] | None, typer.Option("--plugin", metavar="FILE", help="Python file with plug-ins; may be repeated.")
+]
+EngineName = Annotated[Engine | None, typer.Option("--engine", help="Override the plan's engine.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="The run's folder; by default a new one in runs/.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run in --out, or the newest of this plan's name.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
+
+
+def simulate(
+    plan: PlanFile,
+    overrides: Set = None,
+    plugin: PluginFile = None,
+    engine: EngineName = None,
+    out: Out = None,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Run a whole federation on this machine, any mode, and write its record and report."""
+    _run(plan, _overrides(overrides, engine), plugin, out, resume=resume, as_json=as_json, alone=False)
+
+
+def train(
+    plan: PlanFile,
+    mode: Annotated[str | None, typer.Option("--mode", help="Override the plan's mode: single or federated.")] = None,
+    participants: Annotated[
+        int, typer.Option("--participants", min=1, help="How many of the plan's training sites.")
+    ] = 1,
+    rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="Override the plan's rounds.")] = None,
+    overrides: Set = None,
+    plugin: PluginFile = None,
+    engine: EngineName = None,
+    out: Out = None,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Train with the plan's first participant alone (centralised): the same client, a federation of one."""
+    given = _overrides(overrides, engine)
+    given += [f"rounds={rounds}"] if rounds is not None else []
+    given += [f'mode="{mode}"'] if mode not in (None, "single") else []
+    alone = participants == 1 and mode in (None, "single")
+    _run(plan, given, plugin, out, resume=resume, as_json=as_json, alone=alone, participants=participants)
+
+
+def _overrides(overrides: list[str] | None, engine: Engine | None) -> list[str]:
+    return [*(overrides or []), *([f"engine.name={engine.value}"] if engine is not None else [])]
+
+
+def _run(
+    plan: Path,
+    overrides: list[str],
+    plugins: list[Path] | None,
+    out: Path | None,
+    *,
+    resume: bool,
+    as_json: bool,
+    alone: bool,
+    participants: int | None = None,
+) -> None:
+    screen = console(as_json=as_json)
+    with only_json(as_json), screen.status("loading …"):
+        from astrofed.commands.progress import Progress, show_result
+        from astrofed.shared.plan import load_plan
+        from astrofed.simulations.simulate import simulate as run_plan
+        from astrofed.simulations.simulate import single, with_trainers
+
+        loaded = load_plan(plan, overrides)
+    if alone:
+        loaded = single(loaded)
+    elif participants is not None:
+        loaded = with_trainers(loaded, participants)
+    with only_json(as_json), Progress(screen) as progress:
+        result = run_plan(loaded, out=out, resume=resume, plugins=plugins or [], observer=progress)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        show_result(screen, result)

@@ -1,0 +1,115 @@
+"""The one ServerApp: enrols the participants, runs the plan's rounds on any engine, and leaves a run folder behind.
+
+What to run comes with the settings given here, or as run configuration: `plan` (the resolved plan as JSON), `out` (the
+run's folder) and `resume`.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from astrofed.server.checkpoint import load_arrays, save_arrays
+from astrofed.server.enrolment import NotEnrolled, Roster, Statistics, enrol, gather_statistics
+from astrofed.server.federation import Arrays, Federation, Observer
+from astrofed.server.record import OtherPlan, RunRecord
+from astrofed.server.strategies.build import build_strategy
+from astrofed.shared.models.base import build_model
+from astrofed.shared.plan import Plan, plan_from_json
+from astrofed.shared.record import Round, Start
+
+MODEL, STATISTICS = "model.safetensors", "statistics.safetensors"
+SOFTWARE = ("astrofed", "flwr", "torch", "numpy")
+
+
+class Silent:
+    """An observer that says nothing and never stops a run."""
+
+    def started(self, plan: Plan, start: Start) -> None:
+        """Say nothing."""
+
+    def round_done(self, entry: Round) -> None:
+        """Say nothing."""
+
+    def should_stop(self) -> bool:
+        """Never."""
+        return False
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a ServerApp should run, and where its record lies."""
+
+    plan: Plan
+    out: Path
+    resume: bool = False
+
+
+def build_server_app(settings: Settings | None = None, observer: Observer | None = None) -> ServerApp:
+    """Return the server app; without settings it takes them from the run configuration."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        run_federation(grid, settings or _from_context(context), observer or Silent())
+
+    return app
+
+
+def run_federation(grid: Grid, settings: Settings, observer: Observer) -> None:
+    """Run a plan to its end (or from where its record stops) and write the final model beside the record.
+
+    Raises:
+        NotEnrolled: a participant's data is missing or unusable.
+        StrategyFailed, NobodyAccepted, Interrupted, CannotWrite: see `Federation.run`.
+        RunExists, OtherPlan, RecordBroken: see `RunRecord`.
+    """
+    plan = settings.plan
+    opened = RunRecord.resume if settings.resume else RunRecord.create
+    record = opened(settings.out, plan)
+    strategy = build_strategy(plan)
+    initial: Arrays = {name: tensor.numpy() for name, tensor in build_model(plan).state_dict().items()}
+    roster, refused = enrol(grid, plan)
+    start = Start(
+        previous=record.previous,
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions={name: version(name) for name in SOFTWARE},
+        engine=plan.engine.name,
+        parameters=sum(array.size for array in initial.values()),
+        enrolled=roster.enrolled,
+        refused=refused,
+    )
+    if record.start is None:
+        record.append(start)
+    elif [site.fingerprint for site in record.start.enrolled] != [site.fingerprint for site in start.enrolled]:
+        raise OtherPlan(f"{settings.out}: the participants' data are not those that the run began with; begin it anew")
+    if refused:
+        raise NotEnrolled("; ".join(f"{site.participant} can't take part: {site.reason}" for site in refused))
+    observer.started(plan, record.start or start)
+    statistics = _statistics(grid, record, roster)
+    federation = Federation(grid, plan, record, roster, statistics, strategy, initial, observer)
+    federation.run()
+    save_arrays(record.folder / MODEL, federation.model)
+
+
+def _statistics(grid: Grid, record: RunRecord, roster: Roster) -> Statistics:
+    """Gather and pool the statistics once; a resumed run takes those that it began with."""
+    path = record.folder / STATISTICS
+    if record.rounds and path.exists():
+        return load_arrays(path)
+    statistics, rejected = gather_statistics(grid, record.plan, roster)
+    if rejected:
+        raise NotEnrolled("; ".join(f"the statistics of {site.participant}: {site.reason}" for site in rejected))
+    save_arrays(path, statistics)
+    return statistics
+
+
+def _from_context(context: Context) -> Settings:
+    config = context.run_config
+    return Settings(plan_from_json(str(config["plan"])), Path(str(config["out"])), bool(config.get("resume", False)))
+
+
+app = build_server_app()

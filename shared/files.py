@@ -1,0 +1,67 @@
+"""Files that appear whole or not at all."""
+
+import os
+import secrets
+from pathlib import Path
+
+from astrofed.shared.errors import UserMistake
+
+
+class CannotWrite(UserMistake):
+    """A file can't be written: the disk is full, or the folder is not writable."""
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name, flush it to the disk, and rename it; a reader sees the old file or the new.
+
+    Raises:
+        CannotWrite: the disk is full or the folder not writable; what was there stays, nothing is left behind.
+    """
+    unfinished = path.parent / f".{path.name}.{secrets.token_hex(4)}.unfinished"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Append one line and its line break, and flush them to the disk; after a failure the file is as it was before.
+
+    Raises:
+        CannotWrite: see `write_atomically`.
+    """
+    try:
+        with path.open("ab") as file:
+            size = file.tell()
+            try:
+                file.write(line + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                os.truncate(path, size)
+                raise
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> CannotWrite:
+    """Return the error that says what could not be written, why, and what to do."""
+    return CannotWrite(
+        f"{path} can't be written: {error.strerror or error}; free space or choose another folder (--out)"
+    )
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

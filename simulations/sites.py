@@ -1,0 +1,92 @@
+"""The sites of a simulated federation: each participant of the plan as its own client sees it, and their client app."""
+
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from astrofed.client.app import build_client_app
+from astrofed.client.site import Site
+from astrofed.shared import registry
+from astrofed.shared.plan import Participant, Plan, check_options
+from astrofed.simulations.bundled import PREFIX, resolve_bundled
+
+HOMES = "sites"
+
+
+def open_simulated_site(plan: Plan, index: int, run: Path | None) -> Site:
+    """Return participant number `index` of a plan as a site; its home lies in the run's folder, if there is one.
+
+    Raises:
+        UserMistake: the bundled dataset or the attack is unknown.
+    """
+    participant = plan.participants[index]
+    return Site(
+        name=participant.name,
+        data=data_path(participant),
+        role=participant.role,
+        home=run / HOMES / folder_name(participant.name) if run is not None else None,
+        corrupt_targets=_poison(participant),
+    )
+
+
+def data_path(participant: Participant) -> Path:
+    """Return where a participant's data lie."""
+    return resolve_bundled(participant.data) if participant.data.startswith(PREFIX) else Path(participant.data)
+
+
+def folder_name(name: str) -> str:
+    """Return a participant's name as a folder's name."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+
+
+def _poison(participant: Participant) -> Callable[..., Any] | None:
+    """Return how an attack on the data changes the training targets, if the participant mounts one."""
+    from astrofed.simulations.attack import Attack
+
+    if participant.attack is None:
+        return None
+    cls: type[Attack] = registry.get("attacks", participant.attack.name)
+    options = check_options(cls.Options, participant.attack, f"participants.{participant.name}.attack")
+    return cls(options).corrupt_targets if cls.poisons_data else None
+
+
+def build_simulated_client_app(run: Path | None) -> ClientApp:
+    """Return the client app whose node number i is participant i of the plan in the message."""
+
+    opened: dict[int, tuple[Plan, Site]] = {}
+
+    def open_site(context: Context, plan: Plan) -> Site:
+        index = int(context.node_config["partition-id"])
+        known = opened.get(index)
+        if known is None or known[0] is not plan:
+            known = opened[index] = (plan, open_simulated_site(plan, index, run))
+        return known[1]
+
+    return build_client_app(open_site)
+
+
+class RemoteClientApp(ClientApp):
+    """The same client app for workers in other processes: it travels as two paths and is built where it runs."""
+
+    def __init__(self, run: Path | None, plugins: Sequence[Path]) -> None:
+        super().__init__()
+        self._run, self._plugins = run, tuple(plugins)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RemoteClientApp, (self._run, self._plugins)
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Hand the message to this process's client app."""
+        return _local_app(self._run, self._plugins)(message, context)
+
+
+@lru_cache(maxsize=4)
+def _local_app(run: Path | None, plugins: tuple[Path, ...]) -> ClientApp:
+    for path in plugins:
+        registry.load_plugin_file(path)
+    return build_simulated_client_app(run)
