@@ -74,7 +74,7 @@ def load_checkpoint(run: Path, name: str, sha256: str) -> Checkpoint:
             f"checkpoint {path} has the SHA-256 {found[:12]}…, the record says {sha256[:12]}…; it was changed: "
             "put the right file back, or begin the run anew"
         )
-    with safe_open(path, framework="np") as file:  # type: ignore[no-untyped-call]
+    with safe_open(path, framework="np") as file:
         arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         head = json.loads(file.metadata()["astrofed"])
     return Checkpoint(
@@ -96,7 +96,7 @@ def load_arrays(path: Path) -> Arrays:
         CheckpointDamaged: missing or no safetensors file.
     """
     try:
-        with safe_open(path, framework="np") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="np") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError) as error:
         raise CheckpointDamaged(f"{path} can't be read as safetensors: {error}") from error

@@ -81,7 +81,7 @@ def _reason(name: str, reasons: Sequence[str], only: bool) -> str:
 
 def _read(reply: Message, plan: Plan) -> Enrolled | str:
     if reply.has_error():
-        return reply.error.reason
+        return reply.error.reason or "an error without a reason"
     try:
         given: dict[str, Any] = dict(reply.content.config_records["site"])
         site = Enrolled.model_validate({"participant": given.pop("name"), **given})

@@ -1,7 +1,7 @@
 """The rounds of a federation: ask, screen, aggregate, evaluate, record. Any Flower strategy, any engine.
 
-Flower's own loop (`Strategy.start`) has no checkpoints, no start round and no screening, and one bad reply ends it; this one
-calls the same hooks of the strategy (`configure_train`, `aggregate_train`, `configure_evaluate`,
+Flower's own loop (`Strategy.start`) has no checkpoints, no start round and no screening, and one bad reply ends it.
+This one calls the same hooks of the strategy (`configure_train`, `aggregate_train`, `configure_evaluate`,
 `aggregate_evaluate`) around them.
 """
 
@@ -191,7 +191,7 @@ class Federation:
         replies = self._send(messages)
         asked = {message.metadata.dst_node_id for message in messages}
         by_node, rejected = screen_evaluation(replies, [node for node in nodes if node in asked])
-        self._tell_strategy(number, replies, by_node)
+        self._tell_strategy(number, messages, by_node)
         trained, unseen = self.roster.with_role("train"), self.roster.with_role("evaluate")
         mean = _mean([by_node[node] for node in trained if node in by_node])
         return {
@@ -203,15 +203,15 @@ class Federation:
             "bytes": _size(messages) + _size(replies),
         }
 
-    def _tell_strategy(self, number: int, replies: Sequence[Message], by_node: Mapping[int, dict[str, float]]) -> None:
+    def _tell_strategy(self, number: int, asked: Sequence[Message], by_node: Mapping[int, dict[str, float]]) -> None:
         """Give the strategy what it expects of an evaluation: the headline metric of each node, in Flower's records."""
         counts = {self.roster.nodes[site.participant]: site.num_eval_examples for site in self.roster.enrolled}
         told = []
-        for reply in replies:
-            node = reply.metadata.src_node_id
-            if node in by_node and not reply.has_error():
+        for message in asked:
+            node = message.metadata.dst_node_id
+            if node in by_node:
                 record = MetricRecord({"loss": by_node[node]["loss"], "num-examples": counts[node]})
-                told.append(Message(content=RecordDict({"metrics": record}), metadata=reply.metadata))
+                told.append(Message(RecordDict({"metrics": record}), reply_to=message))
         with self._guard("aggregate_evaluate", number):
             self.strategy.aggregate_evaluate(number, told)
 

@@ -1,0 +1,148 @@
+"""The run record: chained, complete or not there, and what a resumed run may take over."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from astrofed.server.checkpoint import Checkpoint, CheckpointDamaged, save_checkpoint
+from astrofed.server.record import (
+    LINES,
+    NoRun,
+    OtherPlan,
+    RecordBroken,
+    RunExists,
+    RunRecord,
+    read_plan,
+    read_record,
+    verify_run,
+)
+from astrofed.shared.plan import Plan, load_plan
+from astrofed.shared.record import Round, Start
+
+PLAN = {
+    "name": "trial",
+    "rounds": 3,
+    "task": "planets",
+    "model": "mlp",
+    "participants": [{"name": "a", "data": "/data/a"}, {"name": "b", "data": "/data/b"}],
+}
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return load_plan(PLAN)
+
+
+def fill(record: RunRecord, rounds: int) -> None:
+    record.append(
+        Start(previous=record.previous, time="t", versions={}, engine="embedded", parameters=1, enrolled=(), refused=())
+    )
+    for number in range(rounds):
+        name, digest = save_checkpoint(record.folder, number, Checkpoint({}, {}, {"round": number}))
+        record.append(
+            Round(
+                previous=record.previous,
+                round=number,
+                loss=1.0 / (number + 1),
+                seconds=0.1,
+                bytes=10,
+                checkpoint=name,
+                checkpoint_sha256=digest,
+            )
+        )
+
+
+def test_what_is_written_is_read(tmp_path: Path, plan: Plan) -> None:
+    record = RunRecord.create(tmp_path / "run", plan)
+    fill(record, 3)
+    start, rounds = read_record(tmp_path / "run")
+    assert start == record.start and rounds == record.rounds
+    assert read_plan(tmp_path / "run") == plan
+    found = verify_run(tmp_path / "run")
+    assert (found.lines, found.rounds, found.checkpoints) == (4, 3, 3)
+
+
+def test_a_folder_that_holds_something_is_refused(tmp_path: Path, plan: Plan) -> None:
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(RunExists, match="--resume"):
+        RunRecord.create(tmp_path, plan)
+    assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
+
+
+def test_a_torn_last_line_is_dropped_on_resuming(tmp_path: Path, plan: Plan) -> None:
+    record = RunRecord.create(tmp_path, plan)
+    fill(record, 2)
+    whole = (tmp_path / LINES).read_bytes()
+    for torn in range(1, 60, 7):
+        (tmp_path / LINES).write_bytes(whole + whole.splitlines()[-1][:torn])
+        again = RunRecord.resume(tmp_path, plan)
+        assert again.rounds == record.rounds and again.previous == record.previous
+        assert (tmp_path / LINES).read_bytes() == whole
+
+
+def test_a_run_without_a_complete_round_begins_anew(tmp_path: Path, plan: Plan) -> None:
+    """So that data which could not enrol can be mended before going on."""
+    fill(RunRecord.create(tmp_path, plan), 0)
+    record = RunRecord.resume(tmp_path, plan)
+    assert record.start is None and (tmp_path / LINES).read_bytes() == b""
+    fill(record, 1)
+    assert verify_run(tmp_path).rounds == 1
+
+
+def test_resuming_where_nothing_is_begins(tmp_path: Path, plan: Plan) -> None:
+    assert RunRecord.resume(tmp_path / "new", plan).rounds == []
+
+
+@pytest.mark.parametrize("line", [1, 2, 3])
+def test_an_edited_line_is_found(tmp_path: Path, plan: Plan, line: int) -> None:
+    fill(RunRecord.create(tmp_path, plan), 3)
+    lines = (tmp_path / LINES).read_text().splitlines()
+    entry = json.loads(lines[line - 1])
+    entry["time" if line == 1 else "loss"] = "later" if line == 1 else 0.001
+    lines[line - 1] = json.dumps(entry)
+    (tmp_path / LINES).write_text("\n".join(lines) + "\n")
+    with pytest.raises(RecordBroken, match=f"line {line + 1}"):
+        verify_run(tmp_path)
+
+
+def test_missing_and_swapped_lines_are_found(tmp_path: Path, plan: Plan) -> None:
+    fill(RunRecord.create(tmp_path, plan), 3)
+    lines = (tmp_path / LINES).read_text().splitlines()
+    for changed in ([lines[0], *lines[2:]], [lines[0], lines[2], lines[1], lines[3]], lines[1:]):
+        (tmp_path / LINES).write_text("\n".join(changed) + "\n")
+        with pytest.raises(RecordBroken):
+            read_record(tmp_path)
+
+
+def test_an_edited_plan_is_found(tmp_path: Path, plan: Plan) -> None:
+    fill(RunRecord.create(tmp_path, plan), 1)
+    path = tmp_path / "plan.toml"
+    path.write_text(path.read_text().replace("rounds = 3", "rounds = 30"))
+    with pytest.raises(RecordBroken, match="line 1"):
+        verify_run(tmp_path)
+
+
+def test_a_changed_or_missing_checkpoint_is_found(tmp_path: Path, plan: Plan) -> None:
+    fill(RunRecord.create(tmp_path, plan), 2)
+    last = tmp_path / "checkpoints" / "round-00001.safetensors"
+    data = last.read_bytes()
+    last.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(CheckpointDamaged, match="SHA-256"):
+        verify_run(tmp_path)
+    last.unlink()
+    with pytest.raises(CheckpointDamaged, match="can't be read"):
+        verify_run(tmp_path)
+
+
+def test_another_plan_is_refused_by_its_keys(tmp_path: Path, plan: Plan) -> None:
+    fill(RunRecord.create(tmp_path, plan), 1)
+    with pytest.raises(OtherPlan, match="rounds, seed"):
+        RunRecord.resume(tmp_path, load_plan({**PLAN, "rounds": 4, "seed": 5}))
+    elsewhere = load_plan({**PLAN, "engine": {"workers": 2}})
+    assert RunRecord.resume(tmp_path, elsewhere).rounds  # the engine may change
+
+
+def test_no_run(tmp_path: Path) -> None:
+    with pytest.raises(NoRun, match=r"plan\.toml"):
+        read_record(tmp_path)
