@@ -1,0 +1,86 @@
+"""The stages of robust aggregation that plug-ins fill: mixing, combining, and reducing one coordinate at a time.
+
+Updates travel as screen -> gram -> mix -> reduce. A rule never sees the updates whole: a `Mixing` or a `Combination`
+turns their Gram matrix into weights, a `Coordinatewise` rule turns a block of coordinates into one value each.
+"""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from astrofed.shared.errors import AstrofedError
+from astrofed.shared.plan import Section
+
+Floats = NDArray[np.float64]
+
+
+class TooFewReplies(AstrofedError):
+    """A rule was given fewer replies than its guarantee needs."""
+
+
+class Rule(ABC):
+    """A stage of aggregation that a plan names as `rule` or in `pre`; derive from one of the three kinds below.
+
+    A rule is a pure function of its inputs: the same replies in another order give the same model, up to ties, which go
+    to the reply that comes first.
+    """
+
+    class Options(Section):
+        """The rule's own keys in the plan's [strategy] section."""
+
+    def __init__(self, options: Section) -> None:
+        """Keep the options, an instance of this class's `Options`."""
+        self.options = options
+
+    @abstractmethod
+    def minimum_replies(self, f: int) -> int | None:
+        """Return how many replies, liars included, the rule needs to withstand `f` liars; None: no number is enough."""
+
+
+class Mixing(Rule):
+    """A pre-aggregator: replaces the updates by as many or fewer weighted means of them."""
+
+    @abstractmethod
+    def mix(self, gram: Floats, f: int) -> Floats:
+        """Return weights of shape (mixed, n), rows summing to 1, for the updates whose Gram matrix is `gram` (n, n).
+
+        The Gram matrix may be that of the updates' differences from any one point, so only distances have a meaning.
+        """
+
+
+class Combination(Rule):
+    """A rule whose result is one weighted mean of the updates."""
+
+    needs_gram: ClassVar[bool] = True
+    """Whether `combine` reads the Gram matrix; without it one pass over the data is saved."""
+    weighs_examples: ClassVar[bool] = False
+    """Whether shares other than equal ones have a meaning for this rule."""
+
+    @abstractmethod
+    def combine(self, gram: Floats, shares: Floats, f: int) -> Floats:
+        """Return weights (n,), summing to 1; `shares` (n,) are the clients' weights before the rule, summing to 1.
+
+        For `gram` see `Mixing.mix`; it is (0, 0) where `needs_gram` is false.
+        """
+
+
+class Coordinatewise(Rule):
+    """A rule that works on each coordinate by itself."""
+
+    @abstractmethod
+    def reduce(self, rows: Floats, f: int) -> Floats:
+        """Return one value (columns,) for each column of `rows` (n, columns); `rows` may be overwritten."""
+
+
+def squared_distances(gram: Floats) -> Floats:
+    """Return the squared Euclidean distances (n, n) between updates from their Gram matrix (n, n).
+
+    Distances below the rounding of the Gram matrix are zero, so that equal updates stay equal.
+    """
+    norms = np.diag(gram)
+    sums = norms[:, None] + norms[None, :]
+    distances = sums - 2 * gram
+    distances[distances <= 16 * np.finfo(np.float64).eps * sums] = 0.0
+    return (distances + distances.T) / 2
