@@ -54,17 +54,22 @@ def view(array: Array, name: str) -> NDArray[Any]:
         raise MalformedArray(f"array {name!r} is stored as {array.stype!r}; only {NPY!r} is read")
     try:
         shape, fortran, dtype, start = _parse(array.data[: _header_length(array.data)])
-    except (ValueError, SyntaxError, TypeError, EOFError, OverflowError, RecursionError, MemoryError) as error:
+    except Exception as error:  # numpy's parser raises whatever a crafted header makes Python raise
         raise MalformedArray(f"array {name!r} does not begin with a .npy header: {error}") from error
-    count = math.prod(shape)
     if dtype.hasobject:
         raise MalformedArray(f"array {name!r} holds Python objects; only numbers are read")
+    if dtype.kind not in "biufc" or len(shape) > 32 or not all(0 <= side < 2**48 for side in shape):
+        raise MalformedArray(f"array {name!r} is not an array of numbers, or of impossible shape")
+    count = math.prod(shape)
     if len(array.data) - start != count * dtype.itemsize:
         raise MalformedArray(
             f"array {name!r} has {len(array.data) - start} bytes; {shape} of {dtype} are {count * dtype.itemsize}"
         )
     flat = np.frombuffer(array.data, dtype=dtype, count=count, offset=start)
-    return flat.reshape(shape, order="F" if fortran else "C")
+    try:
+        return flat.reshape(shape, order="F" if fortran else "C")
+    except (ValueError, OverflowError) as error:
+        raise MalformedArray(f"array {name!r} can't have the shape {shape}: {error}") from error
 
 
 def from_state_dict(state: Mapping[str, Tensor]) -> ArrayRecord:
