@@ -17,6 +17,8 @@ from astrofed.shared.plan import Plan, PlanError
 
 # How many nodes Flower's strategies wait for without end; their own default of 2 suits no single participant.
 _WAITED_FOR = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
+# What replies are called and weighed by: screening checks these and no others.
+_FIXED = {"arrayrecord_key": "arrays", "configrecord_key": "config", "weighted_by_key": "num-examples"}
 
 
 def build_strategy(plan: Plan) -> Strategy:
@@ -48,7 +50,7 @@ def check_guarantee(plan: Plan) -> list[str]:
     strategy, section, n = build_strategy(plan), plan.strategy, len(plan.trainers)
     if not isinstance(strategy, RobustStrategy):
         lines = [
-            f"{section.name}: no guarantee against lying participants that astrofed checks (strategy.name = 'robust')"
+            f"{section.name}: no guarantee against lying participants that astrofed knows of (name = 'robust' has)"
         ]
         unused = [key for key in ("rule", "pre", "f") if key in section.model_fields_set]
         return lines + ([f"strategy.{', strategy.'.join(unused)}: not used by {section.name}"] if unused else [])
@@ -74,7 +76,8 @@ def _check_participants(pipeline: Pipeline, n: int) -> None:
     if need > n:
         mend = f"the largest f for {n} is {largest}" if largest is not None else "choose a rule that needs fewer"
         raise PlanError(
-            f"strategy.f: {pipeline.name} with f = {pipeline.f} needs {need} training participants, the plan has {n}; {mend}"
+            f"strategy.f: {pipeline.name} with f = {pipeline.f} needs {need} training participants; "
+            f"the plan has {n}; {mend}"
         )
 
 
@@ -106,6 +109,8 @@ def _build_other(cls: type[Strategy], plan: Plan) -> Strategy:
             raise PlanError(f"strategy.{given}: unknown key for {name!r}; {hint}")
         if key in values:
             raise PlanError(f"strategy.{given}: given twice, with a hyphen and with an underscore")
+        if value != _FIXED.get(key, value):
+            raise PlanError(f"strategy.{given}: is {_FIXED[key]!r} in every reply here, not {value!r}; remove the key")
         values[key] = _checked(parameters[key], given, value, name)
     missing = [key for key, parameter in parameters.items() if parameter.required and key not in values]
     if missing:

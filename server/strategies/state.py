@@ -2,8 +2,8 @@
 
 A strategy that has `state_dict` and `load_state_dict` speaks for itself. Of any other, all attributes that consist of
 arrays, Flower's array records, numbers, texts, None, and lists, tuples and dictionaries of these are kept; they include
-the moments of FedAdam and its kin and the momentum of FedAvgM. Other attributes (functions, other objects) can't be told
-from constants and are not kept.
+the moments of FedAdam and its kin and the momentum of FedAvgM. Other attributes (functions, other objects) can't be
+told from constants and are not kept.
 """
 
 from collections.abc import Mapping
@@ -74,7 +74,7 @@ def restore_state(strategy: Strategy, arrays: Mapping[str, NDArray[Any]], scalar
 
 
 def _pack(value: Any, name: str, arrays: Arrays) -> Any:
-    """Return a value as plain data; arrays go to `arrays` under a name of their own, and a reference takes their place."""
+    """Return a value as plain data; arrays go to `arrays`, each under a name of its own that takes its place."""
     if type(value) in _PLAIN:
         return value
     if isinstance(value, np.ndarray | np.generic):
