@@ -1,0 +1,59 @@
+"""An attack: what a lying participant of a simulation sends in place of its honest work, or does to its own data.
+
+Attacks are pure functions of what the attacker knows and of the plan's seed, so that an attacked run can be repeated.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from astrofed.shared.plan import Section
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What an attacker knows when it forges its reply of one round. Attackers collude: they see the honest replies."""
+
+    round: int  # from 1
+    reference: Arrays  # the global model that was sent
+    own: Arrays  # the model that the attacker's honest work gave
+    metrics: Mapping[str, float]  # of its honest work, "num-examples" among them
+    honest: tuple[Arrays, ...]  # models of the honest participants that replied, in the plan's order
+    attackers: int  # how many participants of this round attack
+    rng: np.random.Generator  # drawn from the plan's seed, the round and the attacker's name
+
+
+@dataclass(frozen=True)
+class Forgery:
+    """What the attacker sends: a model under the global one's names, and metrics. Neither need be acceptable."""
+
+    arrays: Arrays
+    metrics: Mapping[str, float]
+
+
+class Attack:
+    """The base of all attacks; as it stands, it is honest. Override `forge`, or `corrupt_targets` and `poisons_data`."""
+
+    class Options(Section):
+        """The attack's own keys in a participant's `attack` table."""
+
+    poisons_data: ClassVar[bool] = False
+    """Whether the attack is on the attacker's own data; then its replies are sent as its training makes them."""
+
+    def __init__(self, options: Section) -> None:
+        """Keep the options, an instance of this class's `Options`."""
+        self.options = options
+
+    def forge(self, scene: Scene) -> Forgery:
+        """Return what to send in place of the honest reply."""
+        return Forgery(scene.own, scene.metrics)
+
+    def corrupt_targets(self, targets: Tensor) -> Tensor:
+        """Return what to train on in place of the standardised targets, of the same shape and type."""
+        return targets
