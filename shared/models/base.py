@@ -7,6 +7,7 @@ from torch import nn
 
 from astrofed.shared import registry
 from astrofed.shared.plan import Plan, Section, check_options
+from astrofed.shared.seeds import derive_seed, torch_seeded
 
 
 class Model(nn.Module, ABC):
@@ -23,12 +24,7 @@ class Model(nn.Module, ABC):
 
 def build_model(plan: Plan) -> Model:
     """Build the plan's model with weights drawn from the plan's seed; torch's global generator is left as it was."""
-    import torch
-
-    from astrofed.shared.seeds import derive_seed
-
     cls: type[Model] = registry.get("models", plan.model.name)
     options = check_options(cls.Options, plan.model, "model")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(plan.seed, "model"))
+    with torch_seeded(derive_seed(plan.seed, "model")):
         return cls.from_plan(plan, options)
