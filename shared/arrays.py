@@ -133,6 +133,8 @@ def _parse(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
     """Return shape, whether Fortran-ordered, dtype, and where the data begin."""
     buffer = BytesIO(head)
     version = np.lib.format.read_magic(buffer)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"version {version} is not one that arrays of numbers are written in")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(buffer)
     return shape, fortran, dtype, buffer.tell()
