@@ -1,0 +1,168 @@
+"""The robust strategy through Flower's hooks: what it sends, what it makes of screened replies, what it says."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from astrofed.server.strategies.robust import RobustStrategy
+from astrofed.shared.arrays import from_numpy, to_numpy
+from astrofed.shared.plan import PlanError
+
+REFERENCE = {"w": np.zeros(3, np.float32), "steps": np.array(3)}
+
+
+class Nodes(Grid):
+    """A grid of which only the nodes' ids are asked."""
+
+    def __init__(self, nodes: Sequence[int]) -> None:
+        self._nodes = nodes
+
+    def get_node_ids(self) -> list[int]:
+        return list(self._nodes)
+
+    def set_run(self, run: Any) -> None: ...
+    @property
+    def run(self) -> Any: ...
+    def create_message(self, *args: Any, **kwargs: Any) -> Any: ...
+    def push_messages(self, messages: Any) -> Any: ...
+    def pull_messages(self, message_ids: Any) -> Any: ...
+    def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Any: ...
+
+
+def replies_of(models: Mapping[int, Any], metrics: Mapping[int, Mapping[str, float]] | None = None) -> list[Message]:
+    replies = []
+    for node, model in models.items():
+        order = Message(content=RecordDict(), dst_node_id=node, message_type="train")
+        arrays = from_numpy({"w": np.asarray(model, np.float32), "steps": np.array(4)})
+        own = {"num-examples": 10, "loss": 1.0} if metrics is None else metrics[node]
+        replies.append(Message(RecordDict({"arrays": arrays, "metrics": MetricRecord(dict(own))}), reply_to=order))
+    return replies
+
+
+def one_round(
+    strategy: RobustStrategy, replies: Sequence[Message]
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    nodes = Nodes([reply.metadata.src_node_id for reply in replies])
+    list(strategy.configure_train(1, from_numpy(REFERENCE), ConfigRecord(), nodes))
+    arrays, metrics = strategy.aggregate_train(1, replies)
+    return (to_numpy(arrays) if arrays else None), (dict(metrics) if metrics else None)
+
+
+HONEST = {3: [1.0, 2, 3], 9: [1.1, 2, 3], 4: [0.9, 2, 3], 7: [1.0, 2.1, 3]}
+
+
+def test_all_nodes_are_asked_in_order_with_the_same_record() -> None:
+    strategy = RobustStrategy("median", f=1)
+    config = ConfigRecord({"plan": "x"})
+    arrays = from_numpy(REFERENCE)
+    for kind, configure in (("train", strategy.configure_train), ("evaluate", strategy.configure_evaluate)):
+        messages = list(configure(5, arrays, config, Nodes([8, 2, 6])))
+        assert [(m.metadata.dst_node_id, m.metadata.message_type) for m in messages] == [
+            (8, kind),
+            (2, kind),
+            (6, kind),
+        ]
+        assert all(m.content is messages[0].content for m in messages)
+        assert messages[0].content.array_records["arrays"] is arrays
+        assert dict(messages[0].content.config_records["config"]) == {"plan": "x", "server-round": 5}
+
+
+def test_multi_krum_leaves_the_liar_out_and_says_so() -> None:
+    strategy = RobustStrategy("multi-krum", f=1)
+    metrics = {node: {"num-examples": 10, "loss": 1.0} for node in HONEST}
+    arrays, mean = one_round(
+        strategy, replies_of({**HONEST, 5: [-50, 0, 0]}, {**metrics, 5: {"num-examples": 10, "loss": 1e9}})
+    )
+    assert arrays is not None
+    np.testing.assert_allclose(arrays["w"], np.mean(list(HONEST.values()), axis=0), rtol=1e-6)
+    assert arrays["w"].dtype == np.float32 and arrays["steps"] == 4 and list(arrays) == list(REFERENCE)
+    assert strategy.weights == {3: 0.25, 9: 0.25, 4: 0.25, 7: 0.25, 5: 0.0}
+    assert list(strategy.left_out) == [5] and "multi-krum left it out: distance 51.1 from" in strategy.left_out[5]
+    assert mean == {"loss": 1.0}, "the liar's metrics do not count either"
+    assert strategy.skipped is None
+
+
+def test_rules_on_single_coordinates_have_no_weights() -> None:
+    strategy = RobustStrategy("trimmed-mean", f=1)
+    arrays, mean = one_round(strategy, replies_of({**HONEST, 5: [-50, 0, 9e30]}))
+    assert arrays is not None and 0.9 <= arrays["w"][0] <= 1.1 and arrays["w"][2] == 3
+    assert strategy.weights is None and strategy.left_out == {} and mean == {"loss": 1.0}
+
+
+def test_a_round_with_too_few_replies_is_skipped_and_the_next_one_is_not() -> None:
+    strategy = RobustStrategy("krum", f=1)
+    assert one_round(strategy, replies_of(HONEST)) == (None, None)
+    assert strategy.skipped == "4 usable replies; krum needs 5 to withstand f = 1"
+    assert strategy.weights is None and strategy.left_out == {}
+    assert one_round(strategy, []) == (None, None)
+    arrays, _ = one_round(strategy, replies_of({**HONEST, 5: [1, 2, 3]}))
+    assert arrays is not None and strategy.skipped is None
+
+
+def test_without_a_rule_updates_are_mixed_before_krum() -> None:
+    strategy = RobustStrategy(f=1)
+    assert strategy.pipeline.name == "nnm + krum"
+    arrays, _ = one_round(strategy, replies_of({**HONEST, 5: [-50, 0, 0]}))
+    assert arrays is not None
+    np.testing.assert_allclose(arrays["w"], np.mean(list(HONEST.values()), axis=0), rtol=1e-6)
+    assert strategy.left_out[5].startswith("nnm + krum left it out")
+
+
+def test_examples_weigh_where_the_rule_knows_weights() -> None:
+    counts = {3: 10, 9: 30}
+    metrics = {node: {"num-examples": count, "loss": float(count)} for node, count in counts.items()}
+    strategy = RobustStrategy("mean", weights="examples")
+    arrays, mean = one_round(strategy, replies_of({3: [0, 0, 0], 9: [4, 0, 0]}, metrics))
+    assert arrays is not None and arrays["w"][0] == 3 and strategy.weights == {3: 0.25, 9: 0.75}
+    assert mean == {"loss": 25.0}
+    for rule, pre in (("krum", ()), ("median", ()), ("multi-krum", ("nnm",))):
+        with pytest.raises(PlanError, match="counts all participants alike; remove weights = 'examples'"):
+            RobustStrategy(rule, pre, f=1, weights="examples")
+
+
+def test_options_are_the_rules() -> None:
+    strategy = RobustStrategy("multi-krum", f=1, options={"keep": 2})
+    one_round(strategy, replies_of({**HONEST, 5: [-50, 0, 0]}))
+    assert strategy.weights is not None and sorted(strategy.weights.values()) == [0, 0, 0, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"rule": "nnm", "f": 1}, "strategy.rule: 'nnm' mixes updates and leaves several; write pre = ['nnm']"),
+        ({"rule": "median", "pre": ["krum"], "f": 1}, "strategy.pre: 'krum' is a rule, which ends the aggregation"),
+        ({"rule": "Multi_Krum"}, "strategy.f: required by multi-krum"),
+        ({"rule": "krum", "f": 1, "options": {"keep": 2}}, "strategy.keep: unknown key for 'krum'; valid keys: none"),
+        ({"rule": "multi-krum", "f": 1, "options": {"kep": 2}}, "strategy.kep: unknown key .* did you mean 'keep'"),
+        ({"rule": "multi-krum", "f": 1, "options": {"keep": 0}}, "strategy.keep: .*greater than or equal to 1"),
+    ],
+)
+def test_what_can_not_work_is_refused(arguments: dict[str, Any], told: str) -> None:
+    with pytest.raises(PlanError, match=told.replace("[", r"\[")):
+        RobustStrategy(**arguments)
+
+
+def test_evaluation_gives_the_mean_of_what_all_report() -> None:
+    strategy = RobustStrategy("mean")
+    values = ({"loss": 1.0, "num-examples": 1}, {"loss": 3.0, "num-examples": 9, "own": 1.0})
+    replies = [
+        Message(
+            RecordDict({"metrics": MetricRecord(dict(value))}),
+            reply_to=Message(content=RecordDict(), dst_node_id=node, message_type="evaluate"),
+        )
+        for node, value in enumerate(values)
+    ]
+    assert dict(strategy.aggregate_evaluate(1, replies) or {}) == {"loss": 2.0}
+    assert strategy.aggregate_evaluate(1, []) is None
+    strategy.summary()
+
+
+def test_it_keeps_no_state_between_rounds() -> None:
+    strategy = RobustStrategy("mean")
+    assert strategy.state_dict() == {}
+    strategy.load_state_dict({})
+    assert isinstance(from_numpy(REFERENCE), ArrayRecord)
