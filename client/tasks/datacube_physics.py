@@ -110,8 +110,8 @@ def _tally(
         for name in CONSTRAINTS:
             residual = evaluate(name, state)
             if not isinstance(residual, NotEvaluable):
-                weights = torch.stack((residual.complying, residual.counted_weight, residual.total_weight))
-                found.setdefault(name, []).append(weights.double())
+                weights = torch.stack((residual.complying_weight, residual.counted_weight, residual.total_weight))
+                found.setdefault(name, []).append(weights)
     sums = {name: torch.stack(weights).sum(dim=0).tolist() for name, weights in found.items()}
     return {name: (complying, counted, total) for name, (complying, counted, total) in sums.items()}
 

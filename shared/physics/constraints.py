@@ -61,17 +61,17 @@ class Residual:
     @property
     def total_weight(self) -> Tensor:
         """The summed weights of all values, masked or not."""
-        return self.area.expand_as(self.values).sum()
+        return self._weigh(torch.ones_like(self.counted))
 
     @property
     def counted_weight(self) -> Tensor:
         """The summed weights of the values that count."""
-        return (self.area * self.counted).expand_as(self.values).sum()
+        return self._weigh(self.counted)
 
     @property
-    def complying(self) -> Tensor:
+    def complying_weight(self) -> Tensor:
         """The summed weights of the values that count and are below the tolerance; NaN does not comply."""
-        return (self.area * (self.counted & (self.values.abs() < TOLERANCES[self.constraint]))).sum()
+        return self._weigh(self.counted & (self.values.abs() < TOLERANCES[self.constraint]))
 
     def penalty(self) -> Tensor:
         """Area-weighted mean of √(1 + e²) − 1 with e = max(|r| / tolerance − 1, 0), scalar; 0 where masked.
@@ -81,7 +81,11 @@ class Residual:
         """
         excess = (self.values.abs() / TOLERANCES[self.constraint] - 1).clamp(min=0)
         cost = torch.hypot(excess, torch.ones_like(excess)) - 1
-        return (cost * (self.area * self.counted)).sum() / self.total_weight
+        return (cost * self.area * self.counted).sum() / self.area.expand_as(cost).sum()
+
+    def _weigh(self, where: Tensor) -> Tensor:
+        """One order of summation for all three, so that full compliance is exactly 1."""
+        return (self.area.double() * where.expand_as(self.values)).sum()
 
 
 def evaluate(constraint: str, state: State) -> Residual | NotEvaluable:

@@ -16,7 +16,7 @@ FRICTION_SIGMA = 0.85  # nearer the ground turbulent friction is part of the bal
 
 
 def thermal_wind_residual(ta: Tensor, hus: Tensor | None, ua: Tensor, va: Tensor, ps: Tensor, grid: Grid) -> Tensor:
-    """r = (f ∂v/∂ ln p / R − k × ∇ₚTv) / (1 K per 100 km) between neighbouring levels, dimensionless.
+    """r = (f ∂v/∂ ln p / R + k × ∇ₚTv) / (1 K per 100 km) between neighbouring levels, dimensionless.
 
     ta (K), hus (kg/kg, None: dry air), ua and va (m/s) are [..., lev, lat, lon], ps (Pa) [..., lat, lon]; the result is
     [2, ..., lev − 1, lat, lon], the balance of ua and that of va. On sigma levels ∇ₚT = ∇σT − ∂T/∂ ln p ∇ ln ps.

@@ -100,7 +100,7 @@ def test_turning_a_world_turns_its_residuals(constraint: str, seed: int, cells: 
     expected = one.values.roll(cells, -1) if one.values.dim() > 1 else one.values
     torch.testing.assert_close(other.values, expected, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(other.penalty(), one.penalty())
-    torch.testing.assert_close(other.complying, one.complying)
+    torch.testing.assert_close(other.complying_weight, one.complying_weight)
 
 
 @settings(deadline=None, derandomize=True, max_examples=25)
@@ -112,7 +112,7 @@ def test_mirroring_a_world_at_its_equator_mirrors_its_residuals(constraint: str,
     expected = one.values.flip(-2) if one.values.dim() > 1 else one.values
     torch.testing.assert_close(other.values.abs(), expected.abs(), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(other.penalty(), one.penalty())
-    torch.testing.assert_close(other.complying, one.complying)
+    torch.testing.assert_close(other.complying_weight, one.complying_weight)
 
 
 @pytest.mark.parametrize("constraint", ["mass-continuity", "thermal-wind"])
@@ -169,12 +169,12 @@ def made_up(values: list[float], counted: list[bool] | None = None) -> Residual:
 
 def test_compliance_weighs_cells_by_area_and_leaves_masked_ones_out() -> None:
     one = made_up([0.9, -2.0, -0.5])
-    assert float(one.complying / one.counted_weight) == pytest.approx(0.75)
+    assert float(one.complying_weight / one.counted_weight) == pytest.approx(0.75)
     masked = made_up([0.9, -2.0, -0.5], [False, True, True])
-    assert float(masked.complying / masked.counted_weight) == pytest.approx(0.5)
+    assert float(masked.complying_weight / masked.counted_weight) == pytest.approx(0.5)
     assert float(masked.counted_weight / masked.total_weight) == pytest.approx(0.5)
     nothing = made_up([0.0, math.nan, 1.0], [True, True, True])
-    assert float(nothing.complying) == pytest.approx(0.5)  # neither NaN nor the tolerance itself complies
+    assert float(nothing.complying_weight) == pytest.approx(0.5)  # neither NaN nor the tolerance itself complies
 
 
 def test_the_penalty_asks_for_no_less_than_the_data_have_and_never_pulls_harder_than_the_tolerance() -> None:
@@ -227,4 +227,4 @@ def test_levels_latitudes_and_longitudes_may_run_either_way(make_grid: Any) -> N
             one = residual(constraint, fields, grid)
             other = residual(constraint, {name: turn(field) for name, field in fields.items()}, turned)
             torch.testing.assert_close(other.penalty(), one.penalty())
-            torch.testing.assert_close(other.complying, one.complying)
+            torch.testing.assert_close(other.complying_weight, one.complying_weight)

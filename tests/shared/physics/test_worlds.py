@@ -46,7 +46,7 @@ def state(cube: Cube, fields: Mapping[str, Tensor]) -> State:
 def compliance(found: State, constraint: str) -> float:
     residual = evaluate(constraint, found)
     assert isinstance(residual, Residual)
-    return float(residual.complying / residual.counted_weight)
+    return float(residual.complying_weight / residual.counted_weight)
 
 
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
