@@ -1,0 +1,143 @@
+"""Each attack against its paper's formula, on small cases worked out by hand."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from astrofed.shared import registry
+from astrofed.shared.plan import Named, PlanError, check_options
+from astrofed.simulations.attack import Attack, Forgery, Scene
+from astrofed.simulations.attacks import NumberOfClassesUnknown, largest_z
+
+REFERENCE = {"w": np.array([1.0, 2.0], np.float32), "steps": np.array(7)}
+OWN = {"w": np.array([1.5, 1.0], np.float32), "steps": np.array(9)}
+HONEST = tuple({"w": np.array(w, np.float32), "steps": np.array(8)} for w in ([2.0, 2.0], [1.0, 3.0], [3.0, 4.0]))
+METRICS = {"num-examples": 20, "loss": 0.5}
+
+
+def attack(name: str, **options: Any) -> Attack:
+    cls: type[Attack] = registry.get("attacks", name)
+    return cls(check_options(cls.Options, Named(name=name, options=options), "attack"))
+
+
+def scene(honest: tuple[Any, ...] = HONEST, attackers: int = 1, own: Any = OWN, seed: int = 0) -> Scene:
+    return Scene(1, {**REFERENCE, **{k: np.zeros_like(v) for k, v in own.items() if k not in REFERENCE}}, own, METRICS,
+                 honest, attackers, np.random.default_rng(seed))  # fmt: skip
+
+
+def forged(name: str, at: Scene | None = None, **options: Any) -> Forgery:
+    forgery = attack(name, **options).forge(at or scene())
+    assert all(array.dtype == OWN[key].dtype for key, array in forgery.arrays.items() if key in OWN)
+    assert "steps" not in forgery.arrays or forgery.arrays["steps"] == 9, "counters are not forged"
+    return forgery
+
+
+def weights(forgery: Forgery) -> list[float]:
+    values: NDArray[Any] = forgery.arrays["w"]
+    return [pytest.approx(value, rel=1e-6) for value in values.tolist()]
+
+
+def test_sign_flip_goes_the_other_way() -> None:
+    """The update is (0.5, -1)."""
+    assert weights(forged("sign-flip")) == [0.5, 3.0]
+    assert weights(forged("sign-flip", scale=4)) == [-1.0, 6.0]
+    assert forged("sign-flip").metrics == METRICS
+
+
+def test_gaussian_noise_has_the_given_deviation_and_is_repeatable() -> None:
+    own = {"w": np.zeros(20_000, np.float32)}
+    at = Scene(1, own, own, METRICS, (), 1, np.random.default_rng(5))
+    noise = attack("gaussian", scale=3.0).forge(at).arrays["w"]
+    assert noise.std() == pytest.approx(3.0, rel=0.02) and abs(noise.mean()) < 0.1
+    assert (forged("gaussian", scene(seed=1)).arrays["w"] == forged("gaussian", scene(seed=1)).arrays["w"]).all()
+    assert (forged("gaussian", scene(seed=1)).arrays["w"] != forged("gaussian", scene(seed=2)).arrays["w"]).any()
+
+
+def test_a_little_is_enough_is_the_honest_mean_minus_z_deviations() -> None:
+    """Honest weights have means (2, 3) and, as the paper's population deviation, sqrt(2/3)."""
+    sigma = np.sqrt(2 / 3)
+    assert weights(forged("alie", z=0.5)) == [2 - 0.5 * sigma, 3 - 0.5 * sigma]
+    assert weights(forged("alie")) == [2 - 1.5 * sigma, 3 - 1.5 * sigma]
+
+
+def test_the_largest_z_is_that_of_the_paper() -> None:
+    """n = 50, m = 24: s = 2 more are needed for a majority, Phi(z) < 24 / 26, z = 1.43."""
+    assert largest_z(50, 24) == pytest.approx(1.426, abs=1e-3)
+    assert largest_z(10, 4) == pytest.approx(0.4307, abs=1e-4)
+    assert largest_z(10, 2) == 0.0, "four of eight would have to lie farther out than a majority does"
+    assert largest_z(6, 1) == 0.0, "the formula gives less than nothing where attackers are few"
+    assert largest_z(4, 3) > 4
+    at = scene(honest=HONEST * 2, attackers=4)
+    assert weights(forged("alie", at, z="auto")) == [2 - 0.4307273 * np.sqrt(2 / 3), 3 - 0.4307273 * np.sqrt(2 / 3)]
+
+
+def test_inner_product_manipulation_turns_the_honest_mean_round() -> None:
+    """The honest mean update is (1, 1)."""
+    assert weights(forged("ipm")) == [0.0, 1.0]
+    assert weights(forged("ipm", epsilon=0.1)) == [0.9, 1.9]
+
+
+@pytest.mark.parametrize("name", ["alie", "ipm"])
+def test_without_honest_replies_colluders_have_nothing_to_work_from(name: str) -> None:
+    assert weights(forged(name, scene(honest=()))) == [1.5, 1.0]
+
+
+def test_inflated_counts_come_with_an_update_that_goes_the_other_way() -> None:
+    forgery = forged("inflated-count", scale=2)
+    assert weights(forgery) == [0.0, 4.0] and forgery.metrics == {"num-examples": 10**15, "loss": 0.5}
+    assert forged("inflated-count", count=30).metrics["num-examples"] == 30
+
+
+@pytest.mark.parametrize(("value", "is_it"), [("nan", np.isnan), ("inf", np.isposinf)])
+def test_values_that_are_not_finite_take_the_given_share(value: str, is_it: Any) -> None:
+    own = {"w": np.ones((10, 20), np.float32), "b": np.ones((), np.float32), "none": np.ones(0, np.float32)}
+    at = Scene(1, own, own, METRICS, (), 1, np.random.default_rng(0))
+    assert is_it(attack("nan", value=value).forge(at).arrays["w"]).all()
+    arrays = attack("nan", value=value, share=0.01).forge(at).arrays
+    assert is_it(arrays["w"]).sum() == 2 and (arrays["w"] == 1).sum() == 198
+    assert is_it(arrays["b"]) and arrays["none"].shape == (0,)
+    assert (own["w"] == 1).all(), "the honest model itself is left alone"
+
+
+def test_label_flip_is_done_to_the_data_and_not_to_the_reply() -> None:
+    flip = attack("label-flip", classes=10)
+    assert flip.poisons_data and not attack("sign-flip").poisons_data
+    assert flip.corrupt_targets(torch.tensor([0.5, -2.0])).tolist() == [-0.5, 2.0]
+    assert flip.corrupt_targets(torch.tensor([0, 3, 9])).tolist() == [9, 6, 0]
+    assert weights(flip.forge(scene())) == [1.5, 1.0]
+    with pytest.raises(NumberOfClassesUnknown, match="give their number as `classes`"):
+        attack("label-flip").corrupt_targets(torch.tensor([0, 3, 9]))
+
+
+def test_other_attacks_leave_the_targets_alone() -> None:
+    targets = torch.tensor([1.0])
+    assert attack("ipm").corrupt_targets(targets) is targets
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("sign-flip", {"scale": 0}),
+        ("gaussian", {"scale": -1}),
+        ("nan", {"value": "none"}),
+        ("nan", {"share": 1.5}),
+        ("inflated-count", {"count": 2**63}),
+        ("alie", {"z": "much"}),
+        ("ipm", {"epsilon": float("nan")}),
+        ("label-flip", {"classes": 1}),
+        ("sign-flip", {"scal": 2.0}),
+    ],
+)
+def test_options_out_of_range_are_refused(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises((PlanError, ValidationError)):
+        attack(name, **options)
+
+
+def test_every_registered_attack_says_what_it_is() -> None:
+    plugins = registry.plugins("attacks")
+    assert {plugin.name for plugin in plugins} >= {"alie", "gaussian", "inflated-count", "ipm", "label-flip", "nan"}
+    assert all(len(plugin.summary) > 20 for plugin in plugins)
