@@ -23,7 +23,7 @@ from astrofed.shared.arrays import NPY, from_numpy, to_numpy
 
 MODEL = {"w": np.ones((2, 3), np.float32), "b": np.zeros(3, np.float32), "steps": np.array(4)}
 EXPECTED = {11: 40, 12: 50, 13: 60}
-GOOD_METRICS = {"num-examples": 30, "loss": 0.5}
+GOOD_METRICS: dict[str, Any] = {"num-examples": 30, "loss": 0.5}
 
 
 def reply(node: int, content: RecordDict | Error, kind: str = "train") -> Message:

@@ -36,7 +36,7 @@ def forged(name: str, at: Scene | None = None, **options: Any) -> Forgery:
     return forgery
 
 
-def weights(forgery: Forgery) -> list[float]:
+def weights(forgery: Forgery) -> list[Any]:
     values: NDArray[Any] = forgery.arrays["w"]
     return [pytest.approx(value, rel=1e-6) for value in values.tolist()]
 
