@@ -52,7 +52,7 @@ def check_guarantee(plan: Plan) -> list[str]:
         lines = [
             f"{section.name}: no guarantee against lying participants that astrofed knows of (name = 'robust' has)"
         ]
-        unused = [key for key in ("rule", "pre", "f") if key in section.model_fields_set]
+        unused = [key for key in ("rule", "pre", "f") if getattr(section, key) not in (None, ())]
         return lines + ([f"strategy.{', strategy.'.join(unused)}: not used by {section.name}"] if unused else [])
     pipeline = strategy.pipeline
     if pipeline.f == 0:
