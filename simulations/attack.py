@@ -38,7 +38,7 @@ class Forgery:
 
 
 class Attack:
-    """The base of all attacks; as it stands, it is honest. Override `forge`, or `corrupt_targets` and `poisons_data`."""
+    """The base of all attacks, honest as it stands: override `forge`, or `corrupt_targets` with `poisons_data`."""
 
     class Options(Section):
         """The attack's own keys in a participant's `attack` table."""

@@ -145,8 +145,8 @@ class ALittleIsEnough(Attack):
     """Hides within the spread of the honest: all attackers send mean - z * standard deviation of the honest models.
 
     Baruch et al. (2019), "A little is enough: circumventing defenses for distributed learning", NeurIPS, algorithm 3.
-    With n participants, m of them attacking, z may be so large that s = floor(n / 2 + 1) - m honest ones lie farther out:
-    z_max = max{z : Phi(z) < (n - m - s) / (n - m)}. Without an honest reply to hide among, it is honest.
+    With n participants, m of them attacking, z may be so large that s = floor(n / 2 + 1) - m honest ones still lie
+    farther out: z_max = max{z : Phi(z) < (n - m - s) / (n - m)}. Without an honest reply to hide among, it is honest.
     """
 
     class Options(Section):
