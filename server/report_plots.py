@@ -69,7 +69,7 @@ def markup(svg: Element) -> Markup:
 def loss_plot(scores: Scores, width: float, *, kind: str, what: str) -> Markup:
     """Draw the loss by round with the baselines as labelled lines; `kind` is the curve's style class."""
     wide = width > 500
-    height, left, right = (340.0, 50.0, 150.0) if wide else (300.0, 40.0, 112.0)
+    height, left, right = (340.0, 50.0, 150.0) if wide else (300.0, 40.0, 124.0)
     top, bottom, end = 14.0, height - 40.0, width - right
     svg = drawing(width, height, f"Error by round on {what}, with the baselines' errors as horizontal lines")
     losses = {number: _drawable(value) for number, value in scores.losses.items()}

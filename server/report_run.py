@@ -6,7 +6,9 @@ from pathlib import Path
 
 from astrofed.server.aggregation.pipeline import Pipeline
 from astrofed.server.record import LINES, NoRun, read_plan, read_record
-from astrofed.server.report_numbers import count, duration, figure, size
+from astrofed.server.report_numbers import count, duration, size
+from astrofed.server.strategies.build import build_strategy
+from astrofed.server.strategies.robust import RobustStrategy
 from astrofed.shared.errors import UserMistake
 from astrofed.shared.plan import Plan
 from astrofed.shared.record import Round, Start
@@ -76,19 +78,14 @@ def key_facts(run: Run) -> list[tuple[str, str]]:
         ("software", ", ".join(f"{name} {version}" for name, version in start.versions.items())),
     ]
     if plan.privacy is not None:
-        asked = plan.privacy.epsilon
-        budget = (
-            f"ε ≤ {asked:g}" if asked is not None else f"noise multiplier {figure(plan.privacy.noise_multiplier or 0)}"
-        )
+        epsilon, noise = plan.privacy.epsilon, plan.privacy.noise_multiplier
+        budget = f"ε ≤ {epsilon:g}" if epsilon is not None else f"noise multiplier {noise:g}"
         facts.insert(4, ("privacy", f"{budget}, δ = {plan.privacy.delta:g} per {plan.privacy.unit}"))
     return facts
 
 
 def robust_pipeline(plan: Plan) -> Pipeline | None:
     """Return the plan's robust aggregation; None where the strategy is another one, or not registered here."""
-    from astrofed.server.strategies.build import build_strategy
-    from astrofed.server.strategies.robust import RobustStrategy
-
     try:
         strategy = build_strategy(plan)
     except UserMistake:  # a plug-in that this process doesn't have; the run's own process had it

@@ -6,6 +6,7 @@ from astrofed.server.report_numbers import figure, listed, relation
 from astrofed.server.report_participation import kept_out, used
 from astrofed.server.report_run import Run, robust_pipeline
 from astrofed.server.report_scores import Scores, loss_phrase
+from astrofed.server.strategies.build import check_guarantee
 from astrofed.shared.errors import UserMistake
 from astrofed.shared.plan import Plan
 
@@ -81,8 +82,6 @@ def _participation(run: Run) -> str:
 
 
 def _robustness(plan: Plan) -> list[Guarantee]:
-    from astrofed.server.strategies.build import check_guarantee
-
     if len(plan.trainers) == 1:
         return []
     pipeline = robust_pipeline(plan)
