@@ -39,12 +39,11 @@ def ask(grid: Grid, nodes: Iterable[int], kind: str, config: dict[str, Any], tim
     return list(grid.send_and_receive(messages, timeout=timeout_s))
 
 
-class GridView(Grid):
-    """A grid that shows only the given nodes, in the given order; everything else is passed through."""
+class PassingGrid(Grid):
+    """Passes everything on to another grid: the base of grids that change one thing."""
 
-    def __init__(self, grid: Grid, nodes: Sequence[int]) -> None:
+    def __init__(self, grid: Grid) -> None:
         self._grid = grid
-        self._nodes = list(nodes)
 
     def set_run(self, run: Any) -> None:
         """Pass a run on to the grid."""
@@ -62,8 +61,8 @@ class GridView(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the nodes of this view."""
-        return list(self._nodes)
+        """Return the grid's nodes."""
+        return self._grid.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Pass messages on to the grid."""
@@ -76,3 +75,15 @@ class GridView(Grid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Pass messages on to the grid and return the replies."""
         return self._grid.send_and_receive(messages, timeout=timeout)
+
+
+class GridView(PassingGrid):
+    """A grid that shows only the given nodes, in the given order."""
+
+    def __init__(self, grid: Grid, nodes: Sequence[int]) -> None:
+        super().__init__(grid)
+        self._nodes = list(nodes)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the nodes of this view."""
+        return list(self._nodes)

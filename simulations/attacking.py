@@ -9,6 +9,7 @@ from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
+from astrofed.server.nodes import PassingGrid
 from astrofed.shared import registry
 from astrofed.shared.arrays import from_numpy, to_numpy
 from astrofed.shared.plan import Plan, check_options
@@ -18,7 +19,7 @@ from astrofed.simulations.attack import Attack, Scene
 Arrays = dict[str, NDArray[Any]]
 
 
-class AttackGrid(Grid):
+class AttackGrid(PassingGrid):
     """Passes everything on to a grid; after the honest work of a round, attackers' replies are replaced by forged ones.
 
     Which node is which participant it learns from the replies to enrolment that pass through. Data-poisoning attacks
@@ -31,7 +32,7 @@ class AttackGrid(Grid):
     """
 
     def __init__(self, grid: Grid, plan: Plan) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._plan = plan
         self._names: dict[int, str] = {}
         self._attacks: dict[str, Attack] = {}
@@ -40,33 +41,6 @@ class AttackGrid(Grid):
                 cls: type[Attack] = registry.get("attacks", participant.attack.name)
                 options = check_options(cls.Options, participant.attack, f"participants.{participant.name}.attack")
                 self._attacks[participant.name] = cls(options)
-
-    def set_run(self, run: Any) -> None:
-        """Pass a run on to the grid."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        """The grid's run."""
-        return self._grid.run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Create a message (deprecated by Flower in favour of the `Message` constructor)."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the grid's nodes."""
-        return self._grid.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Pass messages on to the grid."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Fetch replies from the grid."""
-        return self._grid.pull_messages(message_ids)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Pass messages on to the grid and return the replies, those of attackers forged."""
