@@ -1,0 +1,26 @@
+"""What many tests share: a small federation on real data."""
+
+from typing import Any
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def small() -> dict[str, Any]:
+    """A plan of four real observatories without differential privacy; a round takes a fraction of a second."""
+    return {
+        "name": "small",
+        "seed": 3,
+        "rounds": 4,
+        "task": {"name": "planets"},
+        "model": {"name": "mlp"},
+        "training": {"batch_size": 32, "learning_rate": 0.003, "optimizer": "adam"},
+        "strategy": {"name": "FedAvg"},
+        "engine": {"threads": 1},
+        "participants": [
+            {"name": name, "data": f"bundled:planets/{name}"} for name in ("tess", "k2", "la_silla", "keck")
+        ],
+    }
