@@ -5,6 +5,7 @@ turns their Gram matrix into weights, a `Coordinatewise` rule turns a block of c
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -20,12 +21,31 @@ class TooFewReplies(AstrofedError):
     """A rule was given fewer replies than its guarantee needs."""
 
 
+@dataclass(frozen=True)
+class MeanOfRanks:
+    """Of each coordinate's sorted values x_(0) … x_(n-1), the mean of those from `first` to before `stop`."""
+
+    first: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class MeanAroundMedian:
+    """The mean of the `keep` values of each coordinate that lie nearest to its median; of equally near, the smaller."""
+
+    keep: int
+
+
 class Rule(ABC):
     """A stage of aggregation that a plan names as `rule` or in `pre`; derive from one of the three kinds below.
 
     A rule is a pure function of its inputs: the same replies in another order give the same model, up to ties, which go
     to the reply that comes first.
     """
+
+    about_model: ClassVar[bool] = False
+    """Whether the length of an update has a meaning. Then the Gram matrix is about the global model, in every stage,
+    and weights may sum to less or more than 1: what they multiply are changes of the global model."""
 
     class Options(Section):
         """The rule's own keys in the plan's [strategy] section."""
@@ -46,7 +66,8 @@ class Mixing(Rule):
     def mix(self, gram: Floats, f: int) -> Floats:
         """Return weights of shape (mixed, n), rows summing to 1, for the updates whose Gram matrix is `gram` (n, n).
 
-        The Gram matrix may be that of the updates' differences from any one point, so only distances have a meaning.
+        Unless `about_model`, the Gram matrix may be that of the updates' differences from any one point, so only
+        distances have a meaning.
         """
 
 
@@ -68,6 +89,10 @@ class Combination(Rule):
 
 class Coordinatewise(Rule):
     """A rule that works on each coordinate by itself."""
+
+    def reduction(self, n: int, f: int) -> MeanOfRanks | MeanAroundMedian | None:
+        """Return what the rule does to n values, if it is one of these: compiled code then does it, not `reduce`."""
+        return None
 
     @abstractmethod
     def reduce(self, rows: Floats, f: int) -> Floats:
