@@ -9,11 +9,12 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
+from pydantic_core import ErrorDetails
 
 from astrofed.shared.errors import UserMistake
 
@@ -30,7 +31,7 @@ class PlanError(UserMistake):
 class Section(BaseModel):
     """Base of all plan sections: frozen, and closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 class Named(Section):
@@ -44,7 +45,7 @@ class Named(Section):
     def _gather_options(cls, data: Any) -> Any:
         if isinstance(data, str):
             return {"name": data}
-        if not isinstance(data, dict):
+        if not isinstance(data, dict) or not isinstance(data.get("options", {}), dict):
             return data
         own = {key: value for key, value in data.items() if key in cls.model_fields}
         rest = {key: value for key, value in data.items() if key not in cls.model_fields}
@@ -65,7 +66,7 @@ class Training(Section):
     batch_size: Annotated[int, Field(ge=1)] = 4
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     learning_rate: Positive = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     gradient_clip: Positive | None = None
     decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Factor on the learning rate by the last round, followed along a cosine (1 keeps it constant)."""
@@ -118,7 +119,7 @@ class Participant(Section):
     """One site of a simulated federation: its name, its data and, for tests of robustness, the attack it mounts."""
 
     name: Name
-    data: str
+    data: Annotated[str, Field(min_length=1)]
     role: Literal["train", "evaluate"] = "train"
     attack: Named | None = None
 
@@ -157,7 +158,7 @@ class Plan(Section):
             )
         return self
 
-    @cached_property
+    @property
     def trainers(self) -> tuple[Participant, ...]:
         """The participants that train, in the plan's order."""
         return tuple(p for p in self.participants if p.role == "train")
@@ -180,7 +181,8 @@ def plan_from_json(text: str) -> Plan:
 def load_plan(source: Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Plan:
     """Read a plan from a TOML file or a mapping, apply `key=value` overrides, and validate the whole.
 
-    Relative `data` paths are taken from the file's folder; `bundled:` names stay as they are.
+    Relative `data` paths are taken from the file's folder; `bundled:` names stay as they are. In an override, an item
+    of a list goes by its name or its number, and an empty value removes the key: "participants.continents.attack=".
 
     Raises:
         PlanError: the file is missing or no TOML, a key is unknown, a value is out of range.
@@ -188,7 +190,8 @@ def load_plan(source: Path | Mapping[str, Any], overrides: Iterable[str] = ()) -
     if isinstance(source, Path):
         data, where = _read_toml(source), str(source)
     else:
-        data, where = json.loads(json.dumps(source, default=str)), "plan"
+        data, where = dict(source), "plan"
+    data = json.loads(json.dumps(data, default=str))
     for override in overrides:
         _apply_override(data, override)
     if isinstance(source, Path):
@@ -196,7 +199,20 @@ def load_plan(source: Path | Mapping[str, Any], overrides: Iterable[str] = ()) -
     try:
         return Plan.model_validate(data)
     except ValidationError as error:
-        raise PlanError(_explain(error, where)) from None
+        raise PlanError(f"{where}: " + _explain(error, Plan)) from None
+
+
+def check_options(options: type[OptionsT], given: Named, where: str) -> OptionsT:
+    """Validate a plug-in's options against its `Options` model; `where` is the plan's section, for messages.
+
+    Raises:
+        PlanError: an unknown option (with the nearest valid one) or a value out of range.
+    """
+    try:
+        return options.model_validate(given.options)
+    except ValidationError as error:
+        own = [key for key in type(given).model_fields if key not in ("name", "options")]
+        raise PlanError(_explain(error, options, where, f" for {given.name!r}", own)) from None
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -204,8 +220,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.toml")], n=1)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else "; give the path of a plan in TOML"
-        raise PlanError(f"plan file {path} does not exist{hint}") from None
+        hint = f"did you mean {path.parent / near[0]}?" if near else "give the path of a plan in TOML"
+        raise PlanError(f"plan file {path} does not exist; {hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(f"plan file {path} can't be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
@@ -215,71 +231,97 @@ def _read_toml(path: Path) -> dict[str, Any]:
 def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
     participants = data.get("participants")
     for participant in participants if isinstance(participants, list) else []:
-        if isinstance(participant, dict) and isinstance(participant.get("data"), str):
-            if not participant["data"].startswith("bundled:"):
-                participant["data"] = str(folder / participant["data"])
+        path = participant.get("data") if isinstance(participant, dict) else None
+        if path and isinstance(path, str) and not path.startswith("bundled:"):
+            participant["data"] = str(folder / path)
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    key = key.strip()
-    if not equals or not key:
+    key, equals, text = (part.strip() for part in override.partition("="))
+    path = [quoted or plain for quoted, plain in re.findall(r'"([^"]+)"|([^."]+)', key)]
+    if not equals or not path:
         raise PlanError(f"--set {override!r}: expected key=value, such as --set rounds=3 or --set strategy.f=1")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
-    *path, last = key.split(".")
     target: Any = data
-    for depth, part in enumerate(path):
-        target = _step(target, part, ".".join(path[: depth + 1]))
-    if isinstance(target, list):
-        target[_index(target, last, key)] = value
+    for part in path[:-1]:
+        target = _child(target, part, key, create=bool(text))
+    last: Any = _index(target, path[-1], key) if isinstance(target, list) else path[-1]
+    if text:
+        target[last] = _value(text)
+    elif isinstance(target, list) or last in target:
+        del target[last]
     else:
-        target[last] = value
+        raise PlanError(f"--set {key}=: there is no {last!r} to remove; there are: {', '.join(target) or 'no keys'}")
 
 
-def _step(target: Any, part: str, key: str) -> Any:
-    if isinstance(target, list):
-        return target[_index(target, part, key)]
-    child = target.setdefault(part, {})
+def _value(text: str) -> Any:
+    """A TOML value as plain data, or the text itself where it is none: --set strategy=krum needs no quotes."""
+    try:
+        return json.loads(json.dumps(tomllib.loads(f"value = {text}")["value"], default=str))
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _child(target: Any, part: str, key: str, *, create: bool) -> Any:
+    """Return what lies under one part of an override's key; a table that is not there yet is made."""
+    place: Any = _index(target, part, key) if isinstance(target, list) else part
+    if isinstance(target, dict) and create:
+        target.setdefault(part, {})
+    child = target[place] if isinstance(target, list) else target.get(place)
     if isinstance(child, str):  # strategy = "krum" is short for strategy.name = "krum"
-        child = target[part] = {"name": child}
+        child = target[place] = {"name": child}
     if not isinstance(child, dict | list):
         raise PlanError(f"--set {key}: {part!r} holds {child!r}, which has no keys below it")
     return child
 
 
 def _index(items: list[Any], part: str, key: str) -> int:
-    names = [item.get("name") if isinstance(item, dict) else None for item in items]
+    names = [item.get("name") if isinstance(item, dict) else item for item in items]
     if part in names:
         return names.index(part)
     if re.fullmatch(r"\d+", part) and int(part) < len(items):
         return int(part)
-    raise PlanError(f"--set {key}: no item {part!r}; give a name ({', '.join(filter(None, names))}) or 0 to {len(items) - 1}")
+    known = ", ".join(str(name) for name in names if name is not None)
+    raise PlanError(f"--set {key}: no item {part!r}; give one of: {known}; or its number, 0 to {len(items) - 1}")
 
 
-def _explain(error: ValidationError, where: str) -> str:
-    lines = []
-    for problem in error.errors(include_url=False):
-        key = ".".join(str(part) for part in problem["loc"]) or "plan"
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            valid = _valid_keys(problem["loc"][:-1])
-            near = difflib.get_close_matches(str(problem["loc"][-1]), valid, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
-            lines.append(f"{key}: unknown key; {hint}")
-        elif problem["type"] == "missing":
-            lines.append(f"{key}: required, but missing")
-        else:
-            given = problem["input"]
-            shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
-            lines.append(f"{key}: {message}{shown}")
-    return f"{where}: " + "; ".join(lines)
+def _explain(
+    error: ValidationError, model: type[BaseModel], where: str = "", owner: str = "", also: Iterable[str] = ()
+) -> str:
+    """Say in one line what is wrong: every key with its path, the value, and what would be accepted.
+
+    `also` are keys that are valid beside the model's own at its top level.
+    """
+    return "; ".join(_problem(problem, model, where, owner, also) for problem in error.errors(include_url=False))
 
 
-def _valid_keys(location: tuple[int | str, ...]) -> list[str]:
-    section: Any = Plan
+def _problem(problem: ErrorDetails, model: type[BaseModel], where: str, owner: str, also: Iterable[str]) -> str:
+    location, kind, given = problem["loc"], problem["type"], problem["input"]
+    key = ".".join(str(part) for part in (where, *location) if part != "") or "plan"
+    if kind == "extra_forbidden":
+        valid = [*_keys_at(model, location[:-1]), *(also if len(location) == 1 else ())]
+        return f"{key}: unknown key{owner}; {_hint(str(location[-1]), valid)}"
+    if kind == "missing":
+        near = difflib.get_close_matches(str(location[-1]), _unknown_in(given), n=1, cutoff=0.5)
+        return f"{key}: required, but missing" + (f"; is {near[0]!r} meant for it?" if near else "")
+    if kind in ("model_type", "dict_type"):
+        return f"{key}: expected a table of keys (given: {given!r})"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}" + (f" (given: {given!r})" if isinstance(given, str | int | float | list | tuple) else "")
+
+
+def _hint(word: str, valid: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid) or 'none'}"
+
+
+def _unknown_in(given: Any) -> list[str]:
+    """The keys of a plug-in's table that went to its options: one of them may be a misspelt `name`."""
+    options = given.get("options") if isinstance(given, dict) else None
+    return list(options) if isinstance(options, dict) else []
+
+
+def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    section: Any = model
     for part in location:
         if isinstance(part, str) and part in section.model_fields:
             section = _section_of(section.model_fields[part].annotation)
@@ -293,24 +335,3 @@ def _section_of(annotation: Any) -> Any:
         if argument is not Ellipsis and (found := _section_of(argument)) is not None:
             return found
     return None
-
-
-def check_options(options: type[OptionsT], given: Named, where: str) -> OptionsT:
-    """Validate a plug-in's options against its `Options` model.
-
-    Raises:
-        PlanError: an unknown option (with the nearest valid one) or a value out of range.
-    """
-    try:
-        return options.model_validate(given.options)
-    except ValidationError as error:
-        lines = []
-        for problem in error.errors(include_url=False):
-            key = f"{where}." + ".".join(str(part) for part in problem["loc"])
-            if problem["type"] == "extra_forbidden":
-                near = difflib.get_close_matches(str(problem["loc"][-1]), list(options.model_fields), n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(options.model_fields) or 'none'}"
-                lines.append(f"{key}: unknown key for {given.name!r}; {hint}")
-            else:
-                lines.append(f"{key}: {problem['msg'].removeprefix('Value error, ')} (given: {problem['input']!r})")
-        raise PlanError("; ".join(lines)) from None

@@ -31,9 +31,12 @@ class Planet:
     mixed_layer_depth_m: float = 10.0
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name != "name" and not math.isfinite(value):
+                raise ValueError(f"planet {self.name!r}: {name} is {value}; it must be a finite number in SI units")
         for field in ("radius_m", "gravity_m_s2", "rotation_period_s", "molar_mass_kg_mol", "heat_capacity_j_kg_k"):
             value = getattr(self, field)
-            if not (math.isfinite(value) and value > 0):
+            if value <= 0:
                 raise ValueError(f"planet {self.name!r}: {field} is {value}; it must be a positive number in SI units")
         if not 0 <= self.eccentricity < 1:
             raise ValueError(f"planet {self.name!r}: eccentricity is {self.eccentricity}; it must lie in [0, 1)")

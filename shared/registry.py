@@ -38,6 +38,10 @@ class BadPluginFile(UserMistake):
     """A file given by --plugin can't be imported or holds no plug-in."""
 
 
+class BrokenPlugin(UserMistake):
+    """An installed package registers a plug-in that can't be loaded."""
+
+
 @dataclass(frozen=True)
 class Plugin:
     """One registered class: its kind, its name in plans, where it comes from, and how to load it."""
@@ -71,12 +75,22 @@ def _installed(kind: Kind) -> dict[str, Plugin]:
     found = {}
     for point in entry_points(group=f"astrofed.{kind}"):
         origin = point.dist.name if point.dist else "installed package"
-        found[normalise(point.name)] = Plugin(kind, point.name, f"{origin} ({point.value})", _loader(point))
+        found[normalise(point.name)] = Plugin(kind, point.name, f"{origin} ({point.value})", _loader(point, origin))
     return found
 
 
-def _loader(point: EntryPoint) -> Callable[[], type]:
-    return lambda: point.load()  # type: ignore[no-any-return]
+def _loader(point: EntryPoint, origin: str) -> Callable[[], type]:
+    def load() -> type:
+        try:
+            cls: type = point.load()
+        except Exception as error:
+            raise BrokenPlugin(
+                f"plug-in {point.name!r} of {origin} can't be loaded: {type(error).__name__}: {error}; "
+                "mend or uninstall the package that registers it"
+            ) from error
+        return cls
+
+    return load
 
 
 def plugins(kind: Kind) -> list[Plugin]:
@@ -93,7 +107,7 @@ def find(kind: Kind, name: str) -> Plugin:
     known = {**_installed(kind), **_added[kind]}
     plugin = known.get(normalise(name))
     if plugin is None:
-        plugin = next((p for p in known.values() if f"({name})" == _dotted(p.origin)), None)
+        plugin = next((p for p in known.values() if p.origin.replace(":", ".").endswith(f" ({name})")), None)
     if plugin is None:
         near = difflib.get_close_matches(normalise(name), known, n=3, cutoff=0.5)
         names = [known[key].name for key in near] or [p.name for p in plugins(kind)]
@@ -104,12 +118,8 @@ def find(kind: Kind, name: str) -> Plugin:
     return plugin
 
 
-def _dotted(origin: str) -> str:
-    return "(" + origin.partition("(")[2].replace(":", ".")
-
-
 def get(kind: Kind, name: str) -> type[Any]:
-    """Return the class registered under that name (errors as `find`)."""
+    """Return the class registered under that name (errors as `find`, and BrokenPlugin)."""
     return find(kind, name).load()
 
 
@@ -127,41 +137,58 @@ def load_plugin_file(path: Path) -> list[Plugin]:
     """Import a Python file and register the plug-ins it defines; a file already imported is not imported again.
 
     Raises:
-        BadPluginFile: the file is missing, fails to import, or defines no class of any plug-in kind.
+        BadPluginFile: the file is missing, fails to import, or defines no class of any plug-in kind; nothing of it
+            stays registered.
     """
     path = path.resolve()
     module_name = f"astrofed_plugin_{path.stem}_{abs(hash(str(path))):x}"
     if module_name not in sys.modules:
-        if not path.is_file():
-            raise BadPluginFile(f"plug-in file {path} does not exist; give the path of a Python file")
-        spec = importlib.util.spec_from_file_location(module_name, path)
-        if spec is None or spec.loader is None:
-            raise BadPluginFile(f"plug-in file {path} is not a Python file (its name must end in .py)")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module
+        before = {kind: dict(known) for kind, known in _added.items()}
         try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            del sys.modules[module_name]
-            raise BadPluginFile(f"plug-in file {path} fails to import: {type(error).__name__}: {error}") from error
-        _register_module(module_name)
-    found = [p for kind in KINDS for p in _added[kind].values() if p.load().__module__ == module_name]
-    if not found:
-        raise BadPluginFile(
-            f"plug-in file {path} defines no plug-in: expected a class derived from one of {', '.join(_BASES.values())}"
-        )
-    return found
+            _import_file(path, module_name)
+            _register_module(path, module_name)
+        except BadPluginFile:
+            sys.modules.pop(module_name, None)
+            _added.update(before)
+            raise
+    return _plugins_of(module_name)
 
 
-def _register_module(module_name: str) -> None:
-    classes = [
-        value
-        for value in vars(sys.modules[module_name]).values()
-        if inspect.isclass(value) and value.__module__ == module_name and not inspect.isabstract(value)
-    ]
-    named = {plugin.load() for kind in KINDS for plugin in _added[kind].values()}
+def _plugins_of(module_name: str) -> list[Plugin]:
+    return [p for kind in KINDS for p in _added[kind].values() if p.load().__module__ == module_name]
+
+
+def _import_file(path: Path, module_name: str) -> None:
+    if not path.is_file():
+        raise BadPluginFile(f"plug-in file {path} does not exist; give the path of a Python file")
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise BadPluginFile(f"plug-in file {path} is not a Python file (its name must end in .py)")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise BadPluginFile(f"plug-in file {path} fails to import: {type(error).__name__}: {error}") from error
+
+
+def _register_module(path: Path, module_name: str) -> None:
+    """Register under its own name every class of a module that derives from a kind's base and has no name yet."""
+    values = vars(sys.modules[module_name]).values()
+    classes = [value for value in values if inspect.isclass(value) and value.__module__ == module_name]
+    named = {plugin.load() for plugin in _plugins_of(module_name)}
+    unfinished = []
     for kind in KINDS:
         base = _load_object(_BASES[kind])
         for cls in classes:
-            if issubclass(cls, base) and cls not in named:
+            if not issubclass(cls, base) or cls in named:
+                continue
+            if inspect.isabstract(cls):
+                unfinished.append(f"{cls.__name__} lacks {', '.join(sorted(vars(cls)['__abstractmethods__']))}")
+            else:
                 register(kind, cls.__name__)(cls)
+    if not _plugins_of(module_name):
+        raise BadPluginFile(
+            f"plug-in file {path} defines no plug-in: expected a class derived from one of {', '.join(_BASES.values())}"
+            + (f"; {'; '.join(unfinished)}" if unfinished else "")
+        )

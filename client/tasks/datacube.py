@@ -11,6 +11,10 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+
 from astrofed.client.data.cube import read_cube
 from astrofed.client.site import Site, SiteSummary
 from astrofed.client.task import Statistics, Task, TrainInstruction, TrainOutcome
@@ -29,11 +33,8 @@ from astrofed.client.tasks.datacube_scales import Scales, site_scales
 from astrofed.client.tasks.datacube_scores import Scores, area_loss
 from astrofed.client.tasks.datacube_showcase import maps
 from astrofed.client.training import train_locally
-from astrofed.shared.models.datacube_layout import VARIABLES, DatacubeLayout
+from astrofed.shared.models.datacube_layout import DatacubeLayout
 from astrofed.shared.plan import Plan
-from numpy.typing import NDArray
-from pydantic import BaseModel, Field
-from torch import Tensor, nn
 
 EVALUATION_BATCH = 2
 
@@ -56,8 +57,6 @@ class DatacubeEmulation(Task):
         self.options = self.Options.model_validate(options.model_dump())
         self._lock = threading.Lock()
         self._world: World | None = None
-        without = [not VARIABLES[name].levels for name in self.options.variables]
-        self._flat = torch.tensor(without)[:, None, None, None, None, None]
         self._physics = PhysicsTerm(plan.physics.weights, self.options.variables) if plan.physics.weights else None
 
     @property
@@ -99,11 +98,8 @@ class DatacubeEmulation(Task):
         if self.site.role != "train":
             return {}
         world, samples = self.world, self._training_samples()
-        inputs = self.options.months_in
-        frames = sorted(
-            {(month, epoch) for s in samples for epoch in s.epochs for month in range(s.target - inputs, s.target)}
-            | {(s.target + k, epoch) for s in samples for epoch in s.epochs for k in range(self.options.months_out)}
-        )
+        before, after = self.options.months_in, self.options.months_out
+        frames = sorted({(m, e) for s in samples for m in range(s.target - before, s.target + after) for e in s.epochs})
         scales = site_scales(world.fields.numpy(), frames, world.cube.lat_deg, self.options.variables, self.site.name)
         return {**scales, **ridge_equations(world, samples)}
 
@@ -162,9 +158,8 @@ class DatacubeEmulation(Task):
         return loss
 
     def _changes(self, model: nn.Module, batch: Batch) -> Tensor:
-        """[batch, variable, climate_time, geological_time, lev, lat, lon]; without levels: the mean over lev."""
-        changes: Tensor = model(batch.state, batch.forcing)
-        return torch.where(self._flat, changes.mean(dim=4, keepdim=True), changes)
+        """Return [batch, variable, climate_time, geological_time, lev, lat, lon] in scales of month-to-month change."""
+        return self.options.level_means(model(batch.state, batch.forcing))
 
     @torch.no_grad()
     def _predictions(self, model: nn.Module, scales: Scales, samples: Sequence[Sample]) -> Iterator[Tensor]:

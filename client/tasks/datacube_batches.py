@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from astrofed.client.tasks.datacube_samples import Sample, World
 from astrofed.client.tasks.datacube_scales import Scales
 from astrofed.shared.models.datacube_layout import COORDINATES
-from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
 from astrofed.client.data.world import Cube
 from astrofed.client.tasks.datacube_scales import Scales, area_weights, learned_fields
 from astrofed.shared.errors import UserMistake
 from astrofed.shared.models.datacube_layout import DatacubeLayout
-from numpy.typing import NDArray
-from torch import Tensor
+from astrofed.shared.planet import EARTH_RADIUS
 
 EARTH_ROTATION = 7.2921e-5  # rad s-1
-EARTH_RADIUS = 6.371e6  # m
 EARTH_GRAVITY = 9.80665  # m s-2
 
 
@@ -87,11 +88,14 @@ class World:
 
     def inputs(self, sample: Sample, scales: Scales) -> Tensor:
         """Return [variable, climate_time = months_in, geological_time, lev, lat, lon] as the network wants it."""
-        span = slice(sample.target - self.layout.months_in, sample.target)
-        months = self._months(span, sample)
+        months = self.past(sample)
         last = months[:, -1:]
         before = (months[:, :-1] - last) / scales.change
         return torch.cat((before, (last - scales.mean) / scales.field), dim=1)
+
+    def past(self, sample: Sample) -> Tensor:
+        """Return the input months in learned units [variable, months_in, geological_time, lev, lat, lon]."""
+        return self._months(slice(sample.target - self.layout.months_in, sample.target), sample)
 
     def last(self, sample: Sample) -> Tensor:
         """Return the last input month in learned units [variable, 1, geological_time, lev, lat, lon]."""

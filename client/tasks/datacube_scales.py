@@ -11,11 +11,12 @@ from typing import Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
 from astrofed.client.data.world import Cube
 from astrofed.shared.errors import AstrofedError, UserMistake
 from astrofed.shared.models.datacube_layout import VARIABLES
-from numpy.typing import NDArray
-from torch import Tensor
 
 MEAN, FIELD, CHANGE = "median:field/mean", "median:field/scale", "median:change/scale"
 

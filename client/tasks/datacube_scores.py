@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
+
 from astrofed.client.tasks.datacube_scales import Scales, to_si
 from astrofed.shared.models.datacube_layout import VARIABLES
-from torch import Tensor
 
 
 @dataclass

@@ -4,10 +4,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from astrofed.client.tasks.datacube_samples import Sample, World
 from astrofed.client.tasks.datacube_scales import to_si
 from astrofed.shared.models.datacube_layout import VARIABLES
-from torch import Tensor
 
 # Variable and the sigma level nearest to which it is shown, None for variables without levels.
 SHOWN: tuple[tuple[str, float | None, str], ...] = (

@@ -7,12 +7,13 @@ State tensors are [batch, variable, climate_time, geological_time, lev, lat, lon
 
 import difflib
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 
-from astrofed.shared.plan import Plan, Section
+from astrofed.shared import registry
+from astrofed.shared.plan import Plan, PlanError, Section, check_options
 
 
 @dataclass(frozen=True)
@@ -99,31 +100,41 @@ class DatacubeLayout(Section):
     season: Literal["absorbed sunlight", "none"] = "absorbed sunlight"
     """What the two channels of the season hold: a sinusoid fitted to the input months' absorbed sunlight, or zeros."""
 
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        for name in self.variables:
+    @field_validator("variables")
+    @classmethod
+    def _known(cls, variables: tuple[str, ...]) -> tuple[str, ...]:
+        for name in variables:
             if name not in VARIABLES:
                 near = difflib.get_close_matches(name, VARIABLES, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(VARIABLES)}"
-                raise ValueError(f"variable {name!r} is not known; {hint}")
-        if len(set(self.variables)) < len(self.variables):
-            raise ValueError("a variable stands twice")
-        return self
+                raise ValueError(f"{name!r} is not known; {hint}")
+            if variables.count(name) > 1:
+                raise ValueError(f"{name!r} stands twice")
+        return variables
 
     @classmethod
     def of_plan(cls, plan: Plan) -> "DatacubeLayout":
-        """Return the layout that the plan's task section asks for; keys that don't concern shapes are left aside."""
-        own = {key: value for key, value in plan.task.options.items() if key in DatacubeLayout.model_fields}
-        return DatacubeLayout.model_validate(own)
+        """Return the options of the plan's task, which hold the layout.
+
+        Raises:
+            PlanError: the task's options hold no layout, or one of them is wrong.
+        """
+        options: type[Section] = registry.get("tasks", plan.task.name).Options
+        if not issubclass(options, DatacubeLayout):
+            raise PlanError(
+                f"model {plan.model.name!r} is for tasks on datacubes; task {plan.task.name!r} is none; change either"
+            )
+        return check_options(options, plan.task, "task")
 
     @property
     def forcings(self) -> int:
         """How many forcing channels there are."""
         return len(FIXED_FORCING) + 2 * self.months_out
 
-    def without_levels(self) -> torch.Tensor:
-        """Return a boolean mask [variable]: True for variables that have no levels."""
-        return torch.tensor([not VARIABLES[name].levels for name in self.variables])
+    def level_means(self, fields: torch.Tensor) -> torch.Tensor:
+        """Replace variables that have no levels by their mean over lev, in [..., variable, *, *, lev, lat, lon]."""
+        flat = torch.tensor([not VARIABLES[name].levels for name in self.variables])
+        return torch.where(flat[:, None, None, None, None, None], fields.mean(dim=-3, keepdim=True), fields)
 
     def mirror_signs(self) -> torch.Tensor:
         """Return [variable]: −1 for variables that change sign when a world is mirrored at its equator, else 1."""

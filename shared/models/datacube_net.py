@@ -5,6 +5,7 @@ and longitude, beside a linear map at full resolution. The climate months of a s
 geological epochs by deep sets. It knows no batch statistics and no grid size; on a sphere it has no seam in longitude.
 """
 
+import math
 from typing import Annotated, Self
 
 import torch
@@ -85,9 +86,12 @@ class DatacubeNet(Model):
         x = torch.cat((state.flatten(1, 2).transpose(1, 2), forcing.transpose(1, 2)), dim=2).flatten(0, 1)
         sigma = forcing[:, SIGMA, :, :, 0, 0].flatten(0, 1)
         direct = self.linear(x, sigma)
-        if lat % 4 or lon % 4:  # the trunk halves both twice: other grids are continued, and cropped at the end
-            x = F.pad(torch.cat((x, x[..., : -lon % 4]), dim=-1), (0, 0, 0, -lat % 4, 0, 0), mode="replicate")
-        h = self.stem(x)
+        # The trunk halves latitude and longitude twice. Other grids are continued southward, and go round the globe
+        # as often as makes their longitudes a multiple of four; the rounds' mean knows no seam either.
+        rounds = 4 // math.gcd(lon, 4)
+        if lat % 4:
+            x = F.pad(x, (0, 0, 0, -lat % 4, 0, 0), mode="replicate")
+        h = self.stem(x.repeat(1, 1, 1, 1, rounds) if rounds > 1 else x)
         for block in self.encode:
             h = block(h, epochs)
         coarse = self.down(h)
@@ -96,7 +100,8 @@ class DatacubeNet(Model):
         h = h + self.up(coarse)
         for block in self.decode:
             h = block(h, epochs)
-        out: Tensor = direct + self.head(F.gelu(self.norm(h)))[..., :lat, :lon]
+        trunk = self.head(F.gelu(self.norm(h)))[..., :lat, :]
+        out: Tensor = direct + trunk.unflatten(-1, (rounds, lon)).mean(dim=-2)
         variables, months = len(self.layout.variables), self.layout.months_out
         return out.reshape(batch, epochs, variables, months, *out.shape[2:]).permute(0, 2, 3, 1, 4, 5, 6)
 

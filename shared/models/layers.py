@@ -34,8 +34,16 @@ class SphereConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, features_in, lev, lat, lon] -> [batch, features_out, lev, lat, lon]."""
-        out: Tensor = self.conv(pad_sphere(x, 1, 1, 1))
-        return out
+        padded = pad_sphere(x, 1, 1, 1)
+        if x.shape[0] > 1:
+            out: Tensor = self.conv(padded)
+            return out
+        # On a CPU, torch convolves a single sample in 3-D by a path three times as slow as this: the same sums, as a
+        # 2-D convolution over every level whose channels are the level's own and its two neighbours'.
+        levels = padded[0].transpose(0, 1)
+        triples = torch.cat((levels[:-2], levels[1:-1], levels[2:]), dim=1)
+        flat = F.conv2d(triples, self.conv.weight.transpose(1, 2).flatten(1, 2), self.conv.bias)
+        return flat.transpose(0, 1)[None]
 
 
 class ZonalMixing(nn.Module):
