@@ -6,7 +6,6 @@ name the nearest valid key; every error names the key, the value and what would 
 
 import difflib
 import json
-import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -14,9 +13,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
-from pydantic_core import ErrorDetails
 
 from astrofed.shared.errors import UserMistake
+from astrofed.shared.explain import explain
+from astrofed.shared.overrides import apply_override
 
 Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]*$")]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -186,6 +186,7 @@ def load_plan(source: Path | Mapping[str, Any], overrides: Iterable[str] = ()) -
 
     Raises:
         PlanError: the file is missing or no TOML, a key is unknown, a value is out of range.
+        BadOverride: an override is not key=value, or its key leads nowhere.
     """
     if isinstance(source, Path):
         data, where = _read_toml(source), str(source)
@@ -193,13 +194,13 @@ def load_plan(source: Path | Mapping[str, Any], overrides: Iterable[str] = ()) -
         data, where = dict(source), "plan"
     data = json.loads(json.dumps(data, default=str))
     for override in overrides:
-        _apply_override(data, override)
+        apply_override(data, override)
     if isinstance(source, Path):
         _anchor_paths(data, source.resolve().parent)
     try:
         return Plan.model_validate(data)
     except ValidationError as error:
-        raise PlanError(f"{where}: " + _explain(error, Plan)) from None
+        raise PlanError(f"{where}: " + explain(error, Plan)) from None
 
 
 def check_options(options: type[OptionsT], given: Named, where: str) -> OptionsT:
@@ -212,7 +213,7 @@ def check_options(options: type[OptionsT], given: Named, where: str) -> OptionsT
         return options.model_validate(given.options)
     except ValidationError as error:
         own = [key for key in type(given).model_fields if key not in ("name", "options")]
-        raise PlanError(_explain(error, options, where, f" for {given.name!r}", own)) from None
+        raise PlanError(explain(error, options, where, f" for {given.name!r}", own)) from None
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -234,104 +235,3 @@ def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
         path = participant.get("data") if isinstance(participant, dict) else None
         if path and isinstance(path, str) and not path.startswith("bundled:"):
             participant["data"] = str(folder / path)
-
-
-def _apply_override(data: dict[str, Any], override: str) -> None:
-    key, equals, text = (part.strip() for part in override.partition("="))
-    path = [quoted or plain for quoted, plain in re.findall(r'"([^"]+)"|([^."]+)', key)]
-    if not equals or not path:
-        raise PlanError(f"--set {override!r}: expected key=value, such as --set rounds=3 or --set strategy.f=1")
-    target: Any = data
-    for part in path[:-1]:
-        target = _child(target, part, key, create=bool(text))
-    last: Any = _index(target, path[-1], key) if isinstance(target, list) else path[-1]
-    if text:
-        target[last] = _value(text)
-    elif isinstance(target, list) or last in target:
-        del target[last]
-    else:
-        raise PlanError(f"--set {key}=: there is no {last!r} to remove; there are: {', '.join(target) or 'no keys'}")
-
-
-def _value(text: str) -> Any:
-    """A TOML value as plain data, or the text itself where it is none: --set strategy=krum needs no quotes."""
-    try:
-        return json.loads(json.dumps(tomllib.loads(f"value = {text}")["value"], default=str))
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _child(target: Any, part: str, key: str, *, create: bool) -> Any:
-    """Return what lies under one part of an override's key; a table that is not there yet is made."""
-    place: Any = _index(target, part, key) if isinstance(target, list) else part
-    if isinstance(target, dict) and create:
-        target.setdefault(part, {})
-    child = target[place] if isinstance(target, list) else target.get(place)
-    if isinstance(child, str):  # strategy = "krum" is short for strategy.name = "krum"
-        child = target[place] = {"name": child}
-    if not isinstance(child, dict | list):
-        raise PlanError(f"--set {key}: {part!r} holds {child!r}, which has no keys below it")
-    return child
-
-
-def _index(items: list[Any], part: str, key: str) -> int:
-    names = [item.get("name") if isinstance(item, dict) else item for item in items]
-    if part in names:
-        return names.index(part)
-    if re.fullmatch(r"\d+", part) and int(part) < len(items):
-        return int(part)
-    known = ", ".join(str(name) for name in names if name is not None)
-    raise PlanError(f"--set {key}: no item {part!r}; give one of: {known}; or its number, 0 to {len(items) - 1}")
-
-
-def _explain(
-    error: ValidationError, model: type[BaseModel], where: str = "", owner: str = "", also: Iterable[str] = ()
-) -> str:
-    """Say in one line what is wrong: every key with its path, the value, and what would be accepted.
-
-    `also` are keys that are valid beside the model's own at its top level.
-    """
-    return "; ".join(_problem(problem, model, where, owner, also) for problem in error.errors(include_url=False))
-
-
-def _problem(problem: ErrorDetails, model: type[BaseModel], where: str, owner: str, also: Iterable[str]) -> str:
-    location, kind, given = problem["loc"], problem["type"], problem["input"]
-    key = ".".join(str(part) for part in (where, *location) if part != "") or "plan"
-    if kind == "extra_forbidden":
-        valid = [*_keys_at(model, location[:-1]), *(also if len(location) == 1 else ())]
-        return f"{key}: unknown key{owner}; {_hint(str(location[-1]), valid)}"
-    if kind == "missing":
-        near = difflib.get_close_matches(str(location[-1]), _unknown_in(given), n=1, cutoff=0.5)
-        return f"{key}: required, but missing" + (f"; is {near[0]!r} meant for it?" if near else "")
-    if kind in ("model_type", "dict_type"):
-        return f"{key}: expected a table of keys (given: {given!r})"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}" + (f" (given: {given!r})" if isinstance(given, str | int | float | list | tuple) else "")
-
-
-def _hint(word: str, valid: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid) or 'none'}"
-
-
-def _unknown_in(given: Any) -> list[str]:
-    """The keys of a plug-in's table that went to its options: one of them may be a misspelt `name`."""
-    options = given.get("options") if isinstance(given, dict) else None
-    return list(options) if isinstance(options, dict) else []
-
-
-def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    section: Any = model
-    for part in location:
-        if isinstance(part, str) and part in section.model_fields:
-            section = _section_of(section.model_fields[part].annotation)
-    return list(section.model_fields)
-
-
-def _section_of(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        if argument is not Ellipsis and (found := _section_of(argument)) is not None:
-            return found
-    return None

@@ -54,7 +54,10 @@ def ridge_equations(world: World, samples: Sequence[Sample]) -> dict[str, NDArra
         grams.append(torch.matmul(weighted, features.mT).double().sum(dim=0))
         crosses.append(torch.matmul(weighted, _changes(world, sample).mT).double().sum(dim=0))
         count += features.shape[0] * features.shape[3]
-    return {GRAM: (torch.stack(grams).sum(dim=0) / count).numpy(), CROSS: (torch.stack(crosses).sum(dim=0) / count).numpy()}
+    return {
+        GRAM: (torch.stack(grams).sum(dim=0) / count).numpy(),
+        CROSS: (torch.stack(crosses).sum(dim=0) / count).numpy(),
+    }
 
 
 def pooled_ridge(statistics: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64] | None:
