@@ -92,7 +92,7 @@ def test_a_mistake_is_named_with_key_value_and_mend(changes: dict[str, Any], wor
 
 
 def test_all_mistakes_are_told_at_once() -> None:
-    with pytest.raises(PlanError, match="(?s)name: required, but missing.*ronds: unknown key"):
+    with pytest.raises(PlanError, match=r"(?s)name: required, but missing.*ronds: unknown key"):
         load_plan({**{k: v for k, v in mapping().items() if k != "name"}, "ronds": 3})
 
 
