@@ -97,7 +97,7 @@ class Federation:
     def _restore(self) -> None:
         last = self.record.rounds[-1]
         checkpoint = load_checkpoint(self.record.folder, last.checkpoint, last.checkpoint_sha256)
-        self.model = checkpoint.model
+        self.model = {name: checkpoint.model[name] for name in self.model}  # in the network's order: sums depend on it
         restore_state(self.strategy, checkpoint.strategy_arrays, checkpoint.strategy_scalars)
         self._spent = {spent.participant: spent for spent in last.privacy}
 

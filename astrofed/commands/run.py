@@ -84,13 +84,14 @@ def _run(
     participants: int | None = None,
 ) -> None:
     screen = console(as_json=as_json)
+    from astrofed.shared.plan import load_plan
+
+    loaded = load_plan(plan, overrides)  # before what is slow to load: a mistake in the plan is answered at once
     with only_json(as_json), screen.status("loading …"):
         from astrofed.commands.progress import Progress, show_result
-        from astrofed.shared.plan import load_plan
         from astrofed.simulations.simulate import simulate as run_plan
         from astrofed.simulations.simulate import single, with_trainers
 
-        loaded = load_plan(plan, overrides)
     if alone:
         loaded = single(loaded)
     elif participants is not None:

@@ -10,6 +10,9 @@ from astrofed.server.checkpoint import load_arrays
 from astrofed.server.enrolment import NotEnrolled
 from astrofed.simulations.simulate import simulate
 
+# Ray leaves files of its own open when it is shut down.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 @pytest.mark.slow
 def test_both_engines_give_the_same_model(tmp_path: Path, small: dict[str, Any]) -> None:
