@@ -144,6 +144,7 @@ class Federation:
         names = [self.roster.name(m.metadata.src_node_id) for m in accepted if m.metadata.src_node_id not in out]
         entry: dict[str, Any] = {
             "skipped": skipped,
+            "notes": self._notes(),
             "accepted": tuple(names),
             "weights": weights,
             "quarantined": self.roster.quarantine([*rejected, *left_out]),
@@ -178,6 +179,11 @@ class Federation:
             return {}, rejected
         nodes = [message.metadata.src_node_id for message in accepted]
         return {self.roster.name(n): float(shares[n]) for n in nodes if shares.get(n)}, rejected
+
+    def _notes(self) -> tuple[str, ...]:
+        """Return what the strategy found out of the ordinary, where it says so."""
+        notes = getattr(self.strategy, "notes", None)
+        return tuple(notes) if isinstance(notes, list) and all(isinstance(note, str) for note in notes) else ()
 
     def _evaluate(self, number: int) -> dict[str, Any]:
         """Evaluate the model at every participant; the first time also the baselines."""
@@ -225,6 +231,9 @@ class Federation:
         return ConfigRecord({"plan": self._plan_text, "statistics": self._statistics_text, "server-round": number})
 
     def __post_init__(self) -> None:
+        enrolled = getattr(self.strategy, "enrolled", None)
+        if callable(enrolled):
+            enrolled(self.roster.nodes)
         self._plan_text = self.plan.to_json()
         self._statistics_text = statistics_to_json(self.statistics)
 

@@ -63,6 +63,7 @@ class Round(_Line):
     previous: str  # sha256 of the line before, without its line break
     round: int  # 0: the initial model, only evaluated
     skipped: str | None = None  # why the model was left as it was
+    notes: tuple[str, ...] = ()  # what else the strategy found out of the ordinary: f lowered, a momentum not renewed
     accepted: tuple[str, ...] = ()
     weights: dict[str, float] = {}  # weight of each accepted update in the new model, where the rule has weights
     quarantined: tuple[Quarantine, ...] = ()

@@ -1,12 +1,13 @@
 """From screened replies to the next model: gram -> mix -> reduce, with the rules that a plan names.
 
-Weights of mixing stages multiply; the Gram matrix of mixed updates is W G W^T. The data are read at most twice, for the
-Gram matrix and for the result (three times where updates lie close together, see `gram`). Beyond the replies memory is
-O(n^2 + n * block).
+Weights of mixing stages multiply; the Gram matrix of mixed updates is W G W^T. Where lengths matter, the global model
+is one more point, with an update of zero, so that weights sum to 1 all the same. The data are read at most twice, for
+the Gram matrix and for the result (three times where updates lie close together, see `gram`). Beyond the replies memory
+is O(n^2 + n * block).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,13 @@ from astrofed.server.aggregation.base import (
     Coordinatewise,
     Floats,
     Mixing,
+    Rule,
     TooFewReplies,
-    squared_distances,
+    distances_to,
+    largest_f,
+    minimum_replies,
 )
 from astrofed.server.aggregation.gram import gram_matrix
-from astrofed.server.aggregation.rules import largest_f
 from astrofed.server.aggregation.updates import Arrays, Updates, flat, spans
 
 
@@ -45,14 +48,29 @@ class Pipeline:
 
     def minimum_replies(self) -> int | None:
         """Return how many replies a round needs; None: no number is enough for this f."""
-        needs = [stage.minimum_replies(self.f) for stage in (*self.pre, self.rule)]
-        return None if None in needs else max(need for need in needs if need is not None)
+        return minimum_replies((*self.pre, self.rule), self.f)
+
+    @property
+    def limit(self) -> str:
+        """Why no number of replies is enough, where `minimum_replies` returns None."""
+        stages = (*self.pre, self.rule)
+        return next((stage.limit for stage in stages if stage.minimum_replies(self.f) is None), "")
 
     def largest_f(self, n: int) -> int | None:
         """Return the largest f that n replies allow; None: not even zero."""
         return largest_f((*self.pre, self.rule), n)
 
-    def aggregate(self, reference: Arrays, replies: Sequence[Arrays], shares: Floats | None = None) -> Aggregate:
+    def seeded(self, seed: int) -> "Pipeline":
+        """Return the pipeline with the seed of a round, for stages that draw at random."""
+        return replace(self, pre=tuple(stage.seeded(seed) for stage in self.pre), rule=self.rule.seeded(seed))
+
+    def aggregate(
+        self,
+        reference: Arrays,
+        replies: Sequence[Arrays],
+        shares: Floats | None = None,
+        onward: Arrays | None = None,
+    ) -> Aggregate:
         """Return the next model from the global one and the replies to it.
 
         Float arrays go through the rule, in float64. Counters and flags take the replies' median, of two middle ones
@@ -62,6 +80,8 @@ class Pipeline:
             reference: the global model.
             replies: the clients' models; the same names, shapes and dtypes, finite, at most float32's largest value.
             shares: (n,) the clients' weights before the rule, summing to 1; equal ones by default.
+            onward: the global model moved on by its last step once more, for rules that start from there; by default
+                the global model, as in the first round.
 
         Raises:
             TooFewReplies: fewer than `minimum_replies`.
@@ -70,58 +90,83 @@ class Pipeline:
         need = self.minimum_replies()
         if need is None or n < need:
             raise TooFewReplies(self._too_few(n, need))
-        updates = Updates(reference, replies)
         if shares is None:
             shares = np.full(n, 1.0 / n)
-        reads_gram = bool(self.pre) or (isinstance(self.rule, Combination) and self.rule.needs_gram)
+        stages = (*self.pre, self.rule)
+        about_model = any(stage.about_model for stage in stages)
+        start = self.rule.start if isinstance(self.rule, Combination) else None
+        points = [*replies]
+        if start is not None:
+            points.append(onward if onward is not None and start == "last-step" else reference)
+        if about_model:
+            points.append(reference)
+        updates = Updates(reference, points)
+        reads_gram = bool(self.pre) or about_model or (isinstance(self.rule, Combination) and self.rule.needs_gram)
         gram = gram_matrix(updates) if reads_gram else np.empty((0, 0))
-        mixing = self._mix(gram, n)
-        if isinstance(self.rule, Combination):
-            mixed = mixing @ gram @ mixing.T if self.pre else gram
-            if len(mixing) != n:
-                shares = np.full(len(mixing), 1.0 / len(mixing))
-            weights = self.rule.combine(mixed, shares, self.f) @ mixing
-            arrays = _combine(updates, weights)
-            left_out = _explain(self.name, gram, weights)
-            return Aggregate(arrays, weights, left_out)
-        return Aggregate(_reduce(updates, mixing if self.pre else None, self.rule, self.f), None, {})
-
-    def _mix(self, gram: Floats, n: int) -> Floats:
-        mixing = np.eye(n)
+        rows = np.eye(n, len(points))
         for stage in self.pre:
-            mixing = stage.mix(mixing @ gram @ mixing.T, self.f) @ mixing
-        return mixing
+            rows = _apply(stage, stage.mix(_seen(stage, rows, gram), self.f), rows)
+        if isinstance(self.rule, Combination):
+            if len(rows) != n:
+                shares = np.full(len(rows), 1.0 / len(rows))
+            if start is not None:
+                rows = np.vstack([rows, np.eye(1, len(points), n)])
+            weights = self.rule.combine(_seen(self.rule, rows, gram), shares, self.f)
+            weights = _apply(self.rule, weights[None], rows)[0]
+            return Aggregate(_combine(updates, weights, n), weights[:n], _explain(self.name, gram, weights, n))
+        left_out = {int(i): f"{self.name} did not select it" for i in np.flatnonzero(~rows[:, :n].any(axis=0))}
+        mixing = rows[:, :n] if self.pre else None
+        return Aggregate(_reduce(Updates(reference, replies), mixing, self.rule, self.f), None, left_out)
 
     def _too_few(self, n: int, need: int | None) -> str:
         if need is None:
-            return f"{self.name} withstands no lying participant, whatever the number of replies; f is {self.f}"
+            return f"{self.name} {self.limit}, whatever the number of replies; f is {self.f}"
         return f"{n} usable replies; {self.name} needs {need} to withstand f = {self.f}"
 
 
-def _combine(updates: Updates, weights: Floats) -> dict[str, NDArray[Any]]:
+def _seen(stage: Rule, rows: Floats, gram: Floats) -> Floats:
+    """Return the Gram matrix of mixed updates as the stage asks for it; the model, if there, is the last point."""
+    if not gram.size:
+        return gram
+    if stage.about_model:
+        rows = rows.copy()
+        rows[:, -1] -= 1.0
+    return rows @ gram @ rows.T
+
+
+def _apply(stage: Rule, weights: Floats, rows: Floats) -> Floats:
+    """Return a stage's weights as weights of the points; what is missing to 1 is the model's share."""
+    mixed = weights @ rows
+    if stage.about_model:
+        mixed[:, -1] += 1.0 - weights.sum(axis=1)
+    return mixed
+
+
+def _combine(updates: Updates, weights: Floats, n: int) -> dict[str, NDArray[Any]]:
+    """Return the model moved by the weighted updates; the first n of them are replies."""
     clients = np.flatnonzero(weights).tolist()
     kept = weights[clients]
-    result = _blank(updates)
+    result = _blank(updates, n)
     for block in updates.blocks(clients):
         _store(updates, result, block.name, block.columns, kept @ block.rows)
     return result
 
 
 def _reduce(updates: Updates, mixing: Floats | None, rule: Coordinatewise, f: int) -> dict[str, NDArray[Any]]:
-    result = _blank(updates)
+    result = _blank(updates, len(updates.replies))
     for block in updates.blocks(range(len(updates.replies))):
         rows = block.rows if mixing is None else mixing @ block.rows
         _store(updates, result, block.name, block.columns, rule.reduce(rows, f))
     return result
 
 
-def _blank(updates: Updates) -> dict[str, NDArray[Any]]:
-    """Return the new model with its counters and flags set, and room for its float arrays."""
+def _blank(updates: Updates, n: int) -> dict[str, NDArray[Any]]:
+    """Return the new model with its counters and flags set by the n replies, and room for its float arrays."""
     result = {name: np.empty(array.shape, array.dtype) for name, array in updates.reference.items()}
-    middle = (len(updates.replies) - 1) // 2
+    middle = (n - 1) // 2
     for name in updates.others:
         for columns in spans(result[name].size, 1 << 14):
-            rows = np.stack([flat(reply[name], columns) for reply in updates.replies])
+            rows = np.stack([flat(reply[name], columns) for reply in updates.replies[:n]])
             result[name].reshape(-1)[columns] = np.sort(rows, axis=0)[middle]
     return result
 
@@ -130,13 +175,11 @@ def _store(updates: Updates, result: dict[str, NDArray[Any]], name: str, columns
     result[name].reshape(-1)[columns] = flat(updates.reference[name], columns) + change
 
 
-def _explain(name: str, gram: Floats, weights: Floats) -> dict[int, str]:
-    """Say of each reply without a share how far from the new model it lies, and the farthest of those that have one."""
-    left = np.flatnonzero(weights == 0).tolist()
+def _explain(name: str, gram: Floats, weights: Floats, n: int) -> dict[int, str]:
+    """Say of each of n replies without a share how far from the new model it lies, and the farthest that has one."""
+    left = np.flatnonzero(weights[:n] == 0).tolist()
     if not left or not gram.size:
         return {}
-    # The distance to a mean sum_j w_j x_j, from distances between updates: d_i = sum_j w_j D_ij - w^T D w / 2.
-    squares = squared_distances(gram)
-    far = np.sqrt(np.maximum(0.0, squares @ weights - weights @ squares @ weights / 2))
-    most = far[weights != 0].max()
-    return {i: f"{name} left it out: distance {far[i]:.3g} from the new model, largest kept {most:.3g}" for i in left}
+    far = distances_to(gram, weights)[:n]
+    kept = f"largest kept {far[weights[:n] != 0].max():.3g}" if len(left) < n else "none kept"
+    return {i: f"{name} left it out: distance {far[i]:.3g} from the new model, {kept}" for i in left}

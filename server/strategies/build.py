@@ -11,6 +11,7 @@ from flwr.serverapp.strategy import Strategy
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from astrofed.server.aggregation.pipeline import Pipeline
+from astrofed.server.aggregation.rules_centre import TrustedReference
 from astrofed.server.strategies.robust import RobustStrategy
 from astrofed.shared import registry
 from astrofed.shared.plan import Plan, PlanError
@@ -38,10 +39,11 @@ def build_strategy(plan: Plan) -> Strategy:
     if not issubclass(cls, RobustStrategy):
         return _build_other(cls, plan)
     try:
-        strategy = cls(section.rule, section.pre, section.f, section.weights, section.options)
+        strategy = cls(section.rule, section.pre, section.f, section.weights, section.options, plan.seed)
     except PlanError as error:
         raise PlanError(_with_largest_f(str(error), plan)) from None
     _check_participants(strategy.pipeline, len(plan.trainers))
+    _check_reference(strategy.pipeline, plan)
     return strategy
 
 
@@ -58,11 +60,14 @@ def check_guarantee(plan: Plan) -> list[str]:
     if pipeline.f == 0:
         return [f"{pipeline.name} with f = 0: no guarantee; one lying participant can move the model"]
     need = pipeline.minimum_replies()
+    fewer = "goes on with a smaller f" if strategy.options.reduce_f else "leaves the model as it is"
     lines = [
         f"{pipeline.name} tolerates f = {pipeline.f} of {n} training participants (needs n >= {need}); "
-        f"a round with fewer than {need} usable replies leaves the model as it is"
+        f"a round with fewer than {need} usable replies {fewer}"
     ]
-    if not pipeline.pre:
+    if isinstance(pipeline.rule, TrustedReference):
+        lines.append(f"{pipeline.name} trusts {pipeline.rule.reference!r}: if it lies, the model is its own")
+    elif not any(stage.pools for stage in pipeline.pre):
         lines.append(f"{pipeline.name} without mixing first (pre = ['nnm']): weak where the participants' data differ")
     if section.weights == "examples":
         lines.append("weights = 'examples': believes the number of examples that a participant enrols with")
@@ -72,13 +77,22 @@ def check_guarantee(plan: Plan) -> list[str]:
 def _check_participants(pipeline: Pipeline, n: int) -> None:
     need, largest = pipeline.minimum_replies(), pipeline.largest_f(n)
     if need is None:
-        raise PlanError(f"strategy.f: {pipeline.name} withstands no lying participant; give f = 0 or another rule")
+        mend = f"the largest f for {n} is {largest}" if largest else "give f = 0 or another rule"
+        raise PlanError(f"strategy.f: {pipeline.name} {pipeline.limit}; {mend}")
     if need > n:
         mend = f"the largest f for {n} is {largest}" if largest is not None else "choose a rule that needs fewer"
         raise PlanError(
             f"strategy.f: {pipeline.name} with f = {pipeline.f} needs {need} training participants; "
             f"the plan has {n}; {mend}"
         )
+
+
+def _check_reference(pipeline: Pipeline, plan: Plan) -> None:
+    names = [participant.name for participant in plan.trainers]
+    if isinstance(pipeline.rule, TrustedReference) and pipeline.rule.reference not in names:
+        near = difflib.get_close_matches(pipeline.rule.reference, names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"give one of: {', '.join(names)}"
+        raise PlanError(f"strategy.reference: no training participant is named {pipeline.rule.reference!r}; {hint}")
 
 
 def _with_largest_f(message: str, plan: Plan) -> str:

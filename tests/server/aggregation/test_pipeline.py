@@ -2,11 +2,12 @@
 
 import tracemalloc
 from collections.abc import Callable
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -25,14 +26,24 @@ PIPELINES = {
     "nnm + trimmed-mean": ("trimmed-mean", ("nnm",), 2),
     "nnm + krum": ("krum", ("nnm",), 2),
     "nnm + nnm + multi-krum": ("multi-krum", ("nnm", "nnm"), 2),
+    "mean-around-median": ("mean-around-median", (), 2),
+    "bulyan": ("bulyan", (), 1),
+    "geometric-median": ("geometric-median", (), 2),
+    "mda": ("mda", (), 2),
+    "arc + nnm + geometric-median": ("geometric-median", ("arc", "nnm"), 2),
+    "arc + trimmed-mean": ("trimmed-mean", ("arc",), 2),
+    "centred-clipping": ("centred-clipping", (), 2),
+    "nnm + centred-clipping": ("centred-clipping", ("nnm",), 2),
+    "clip + median": ("median", ("clip",), 2),
 }
+OPTIONS: dict[str, dict[str, Any]] = {"clip + median": {"clip_norm": 5.0}}
 ROBUST = [name for name, (_, _, f) in PIPELINES.items() if f]
-NO_MIXING = [name for name in PIPELINES if "nnm" not in name]
+FREE = [name for name in PIPELINES if "arc" not in name and "clip" not in name]  # know no place and no length
 
 
 def pipeline(name: str) -> Pipeline:
     rule, pre, f = PIPELINES[name]
-    return build_pipeline(rule, pre, f, {})
+    return build_pipeline(rule, pre, f, OPTIONS.get(name, {}))
 
 
 def aggregate(name: str, models: NDArray[Any], reference: NDArray[Any] | None = None) -> Aggregate:
@@ -58,6 +69,53 @@ def plain_krum_order(x: NDArray[Any], f: int) -> NDArray[Any]:
     return np.argsort(np.array(scores), kind="stable")
 
 
+def plain_bulyan(x: NDArray[Any], f: int) -> NDArray[Any]:
+    remaining, chosen = list(range(len(x))), []
+    for _ in range(len(x) - 2 * f):
+        near = np.sort(plain_distances(x[remaining]), axis=1)[:, 1:]
+        scores = near[:, : max(1, len(remaining) - f - 2)].sum(axis=1)
+        chosen.append(remaining.pop(int(np.lexsort((near.sum(axis=1), scores))[0])))
+    return plain_around_median(x[chosen], len(chosen) - 2 * f)
+
+
+def plain_around_median(x: NDArray[Any], keep: int) -> NDArray[Any]:
+    order = np.argsort(np.abs(x - np.median(x, axis=0)), axis=0)[:keep]
+    return np.take_along_axis(x, order, axis=0).mean(axis=0)
+
+
+def plain_geometric_median(x: NDArray[Any], f: int) -> NDArray[Any]:
+    v = np.median(x, axis=0)
+    for _ in range(2000):
+        inverse = 1 / np.sqrt(((x - v) ** 2).sum(axis=1))
+        v = inverse @ x / inverse.sum()
+    return v
+
+
+def plain_mda(x: NDArray[Any], f: int) -> NDArray[Any]:
+    distances = plain_distances(x)
+    sets = [list(chosen) for chosen in combinations(range(len(x)), len(x) - f)]
+    return x[min(sets, key=lambda s: (distances[np.ix_(s, s)].max(), distances[np.ix_(s, s)].sum()))].mean(axis=0)
+
+
+def plain_clipping(x: NDArray[Any], f: int) -> NDArray[Any]:
+    """From no step before, as in the first round."""
+    v = np.zeros_like(x[0])
+    for _ in range(3):
+        far = np.sqrt(((x - v) ** 2).sum(axis=1))
+        v = v + ((x - v) * np.minimum(1, np.sort(far)[len(x) - 2 * f - 1] / far)[:, None]).mean(axis=0)
+    return v
+
+
+def plain_arc(x: NDArray[Any], f: int) -> NDArray[Any]:
+    lengths = np.sqrt((x**2).sum(axis=1))
+    bound = np.sort(lengths)[::-1][2 * f * (len(x) - f) // len(x)]
+    return x * np.minimum(1, bound / lengths)[:, None]
+
+
+def plain_clip(x: NDArray[Any], f: int) -> NDArray[Any]:
+    return x * np.minimum(1, 5 / np.sqrt((x**2).sum(axis=1)))[:, None]
+
+
 def plain_nnm(x: NDArray[Any], f: int) -> NDArray[Any]:
     return np.stack([x[np.argsort(row, kind="stable")[: len(x) - f]].mean(axis=0) for row in plain_distances(x)])
 
@@ -68,15 +126,21 @@ PLAIN: dict[str, Callable[[NDArray[Any], int], NDArray[Any]]] = {
     "trimmed-mean": lambda x, f: np.sort(x, axis=0)[f : len(x) - f].mean(axis=0),
     "krum": lambda x, f: x[plain_krum_order(x, f)[0]],
     "multi-krum": lambda x, f: x[plain_krum_order(x, f)[: len(x) - f]].mean(axis=0),
+    "mean-around-median": lambda x, f: plain_around_median(x, len(x) - f),
+    "bulyan": plain_bulyan,
+    "geometric-median": plain_geometric_median,
+    "mda": plain_mda,
+    "centred-clipping": plain_clipping,
 }
+PLAIN_PRE = {"nnm": plain_nnm, "arc": plain_arc, "clip": plain_clip}
 
 
-def plain(name: str, models: NDArray[Any]) -> NDArray[Any]:
+def plain(name: str, models: NDArray[Any], reference: float = 0.0) -> NDArray[Any]:
     rule, pre, f = PIPELINES[name]
-    x = models.astype(np.longdouble)
-    for _ in pre:
-        x = plain_nnm(x, f)
-    return PLAIN[rule](x, f)
+    x = models.astype(np.longdouble) - reference
+    for stage in pre:
+        x = PLAIN_PRE[stage](x, f)
+    return PLAIN[rule](x, f) + reference
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -85,7 +149,8 @@ def test_agrees_with_the_papers_definition(name: str, dtype: Any) -> None:
     models = random_models(1, dtype=dtype)
     found = result(name, models)
     assert found.dtype == dtype
-    np.testing.assert_allclose(found, plain(name, models).astype(dtype), rtol=2 * np.finfo(dtype).eps, atol=1e-15)
+    rtol, atol = 2 * np.finfo(dtype).eps, 1e-5 if "geometric" in name else 1e-15  # it stops when it has settled
+    np.testing.assert_allclose(found, plain(name, models).astype(dtype), rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -95,7 +160,7 @@ def test_small_updates_of_large_weights_are_not_lost(name: str, reference_offset
     rng = np.random.default_rng(5)
     models = 1000 + 1e-4 * rng.normal(size=(9, 3_000))
     change = result(name, models, np.full(3_000, reference_offset)) - 1000
-    expected = np.asarray(plain(name, models) - 1000, np.float64)
+    expected = np.asarray(plain(name, models, reference_offset) - 1000, np.float64)
     assert np.linalg.norm(change - expected) <= 1e-6 * np.linalg.norm(expected)
 
 
@@ -111,26 +176,32 @@ def test_an_outlier_is_never_picked_where_float32_distances_cancel(name: str) ->
         assert weights is not None and weights[trial % 9] == 0
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", [name for name in PIPELINES if name != "clip + median"])
 def test_agreeing_clients_get_exactly_what_they_agree_on(name: str) -> None:
     model = random_models(2, n=1, dtype=np.float32)
     assert (result(name, np.repeat(model, 9, axis=0), 3 * model[0]) == model[0]).all()
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", [name for name in PIPELINES if "nnm + nnm" not in name])
 @given(seed=st.integers(0, 10_000), n=st.integers(7, 13))
 @settings(max_examples=15, deadline=None)
 def test_the_order_of_the_clients_does_not_matter(name: str, seed: int, n: int) -> None:
+    """Up to ties: mixed updates are often equal, and two groups of them may have the same score."""
     models = random_models(seed, n)
+    if "nnm" in name and "krum" in name:
+        mixed = plain_nnm(models, 2)
+        scores = np.sort(plain_distances(mixed), axis=1)[:, 1 : n - 3].sum(axis=1)
+        best = mixed[np.isclose(scores, scores.min(), rtol=1e-9)]
+        assume(np.allclose(best, best[0]))
     order = np.random.default_rng(seed + 1).permutation(n)
     one, other = aggregate(name, models), aggregate(name, models[order])
-    np.testing.assert_allclose(one.arrays["w"], other.arrays["w"], rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(one.arrays["w"], other.arrays["w"], rtol=1e-12, atol=1e-6 if "geo" in name else 1e-14)
     if one.weights is not None and other.weights is not None:
-        np.testing.assert_allclose(one.weights[order], other.weights, atol=1e-14)
+        np.testing.assert_allclose(one.weights[order], other.weights, atol=1e-6 if "geometric" in name else 1e-14)
         assert {int(order[i]) for i in other.left_out} == set(one.left_out)
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", FREE)
 @given(seed=st.integers(0, 10_000), shift=st.floats(-1e3, 1e3), scale=st.floats(1e-3, 1e3))
 @settings(max_examples=15, deadline=None)
 def test_shifting_and_scaling_all_models_shifts_and_scales_the_result(
