@@ -33,10 +33,15 @@ from astrofed.client.tasks.datacube_scales import Scales, site_scales
 from astrofed.client.tasks.datacube_scores import Scores, area_loss
 from astrofed.client.tasks.datacube_showcase import maps
 from astrofed.client.training import train_locally
+from astrofed.shared.errors import UserMistake
 from astrofed.shared.models.datacube_layout import DatacubeLayout
 from astrofed.shared.plan import Plan
 
 EVALUATION_BATCH = 2
+
+
+class LevelsDiffer(UserMistake):
+    """A site's cube has another number of levels than those that the federation's scales were measured on."""
 
 
 class DatacubeEmulation(Task):
@@ -105,7 +110,7 @@ class DatacubeEmulation(Task):
 
     def train(self, model: nn.Module, statistics: Statistics, instruction: TrainInstruction) -> TrainOutcome:
         """Train for one round on the months that are not held out; the loss is dimensionless."""
-        world, scales, samples = self.world, Scales.pooled(statistics), self._training_samples()
+        world, scales, samples = self.world, self._scales(statistics), self._training_samples()
 
         def source(generator: torch.Generator) -> Iterator[Batch]:
             return batches(
@@ -127,7 +132,7 @@ class DatacubeEmulation(Task):
         "loss" is the root mean square error over variables and levels in units of a typical month-to-month change, so
         that persistence scores about 1; "rmse/…" are in SI.
         """
-        world, scales, samples = self.world, Scales.pooled(statistics), self._evaluation_samples()
+        world, scales, samples = self.world, self._scales(statistics), self._evaluation_samples()
         predictions = list(self._predictions(model, scales, samples))
         metrics = self._scored(scales, samples, predictions, prefix="", levels=True)
         metrics |= compliance_metrics(world, samples, predictions, with_data=with_baselines)
@@ -141,8 +146,17 @@ class DatacubeEmulation(Task):
         """Return maps of truth, prediction and error for the middle one of the held-out months."""
         samples = self._evaluation_samples()
         sample = samples[len(samples) // 2]
-        prediction = next(iter(self._predictions(model, Scales.pooled(statistics), [sample])))
+        prediction = next(iter(self._predictions(model, self._scales(statistics), [sample])))
         return maps(self.world, sample, prediction)
+
+    def _scales(self, statistics: Statistics) -> Scales:
+        scales, levels = Scales.pooled(statistics), self.world.fields.shape[3]
+        if scales.change.shape[3] != levels:
+            raise LevelsDiffer(
+                f"{self.site.name}: the cube has {levels} levels, the federation's scales {scales.change.shape[3]}; "
+                "bring all cubes to the same levels"
+            )
+        return scales
 
     def _loss(self, world: World, scales: Scales) -> Callable[[nn.Module, Batch], Tensor]:
         def loss(model: nn.Module, batch: Batch) -> Tensor:

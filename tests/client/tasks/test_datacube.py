@@ -12,7 +12,7 @@ from astrofed.client.app import open_task
 from astrofed.client.data.cube import Cube, build_cube, read_cube, write_cube
 from astrofed.client.site import Site
 from astrofed.client.task import Statistics, Task, TrainInstruction
-from astrofed.client.tasks.datacube import DatacubeEmulation
+from astrofed.client.tasks.datacube import LevelsDiffer
 from astrofed.client.tasks.datacube_samples import TooFewMonths, VariableNotInCube
 from astrofed.client.tasks.datacube_scales import ConstantVariable
 from astrofed.shared.models.base import Model, build_model
@@ -185,21 +185,12 @@ def test_errors_in_si_are_those_of_the_fields_themselves(store: Store) -> None:
         assert found[f"baseline/persistence/rmse/{name}"] == pytest.approx(expected, rel=1e-4), name
 
 
-def test_surface_fields_are_predicted_without_levels(store: Store) -> None:
-    task = open_site(store(small_world()))
-    assert isinstance(task, DatacubeEmulation)
-    statistics = task.statistics()
-    model, _ = trained(task, statistics)
-    picture = task.showcase(model, statistics)["maps"]
-    assert [entry["variable"] for entry in picture] == ["ta", "ua", "hus"], "ts is not among the plan's variables"
-    assert picture[0]["units"] == "K" and picture[0]["level"] == pytest.approx(2.5 / 3)
-
-
 def test_maps_show_the_cube_s_own_months(store: Store) -> None:
     cube = small_world()
     task = open_site(store(cube))
-    statistics = task.statistics()
-    for entry in task.showcase(build_model(task.plan), statistics)["maps"]:
+    shown = task.showcase(build_model(task.plan), task.statistics())["maps"]
+    assert [(entry["variable"], entry["units"]) for entry in shown] == [("ta", "K"), ("ua", "m/s"), ("hus", "kg/kg")]
+    for entry in shown:
         level = int(np.abs(cube.lev - entry["level"]).argmin())
         np.testing.assert_allclose(entry["truth"], cube.fields[entry["variable"]][1, 9, level], rtol=1e-4)
         np.testing.assert_allclose(entry["error"], entry["prediction"] - entry["truth"])
@@ -246,6 +237,14 @@ def test_a_variable_that_is_absent_or_constant_is_named_with_its_site(store: Sto
     frozen = build_cube(cube.planet, {**cube.given, "sic": np.zeros_like(cube.given["sic"])}, cube.axes)
     with pytest.raises(ConstantVariable, match=r"^site a: sic never changes .* leave it out of task\.variables"):
         open_site(store(frozen), plan(task={"variables": ["ta", "sic"]})).statistics()
+
+
+def test_other_levels_than_the_federation_s_are_refused(store: Store) -> None:
+    """Scales go by level: with another number of levels they would be those of other heights."""
+    statistics = open_site(store(small_world())).statistics()
+    task = open_site(store(synthetic_world(1, lev=4, lat=8, lon=8)), name="site b")
+    with pytest.raises(LevelsDiffer, match=r"^site b: the cube has 4 levels, the federation's scales 3; bring all"):
+        task.evaluate(build_model(task.plan), statistics, with_baselines=False)
 
 
 def test_several_months_ahead(store: Store) -> None:
