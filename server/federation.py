@@ -126,11 +126,14 @@ class Federation:
         with self._guard("configure_train", number):
             view = GridView(self.grid, trainers)
             messages = list(self.strategy.configure_train(number, arrays, self._config(number), view))
-        asked = {message.metadata.dst_node_id for message in messages}
         replies = self._send(messages)
         self._note_privacy(replies)
+        asked = {message.metadata.dst_node_id for message in messages}
         expected = {node: count for node, count in self.roster.num_examples.items() if node in asked}
-        accepted, rejected = screen_training(replies, self.model, expected)
+        questions = {message.metadata.dst_node_id: message.metadata.message_id for message in messages}
+        accepted, rejected = screen_training(
+            replies, self.model, expected, questions=questions, max_norm=plan.strategy.max_norm
+        )
         skipped = None
         metrics: MetricRecord | None = None
         if len(accepted) < plan.strategy.quorum:

@@ -16,6 +16,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
+from astrofed.server.aggregation.updates import Updates
 from astrofed.shared.arrays import NPY, MalformedArray, view
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -41,7 +42,12 @@ class _Unusable(Exception):
 
 
 def screen_training(
-    replies: Iterable[Message], reference: Mapping[str, NDArray[Any]], expected: Mapping[int, int]
+    replies: Iterable[Message],
+    reference: Mapping[str, NDArray[Any]],
+    expected: Mapping[int, int],
+    *,
+    questions: Mapping[int, str] | None = None,
+    max_norm: float | None = None,
 ) -> tuple[list[Message], list[Rejected]]:
     """Return the usable replies to train messages, rebuilt, and the rejected ones.
 
@@ -49,17 +55,22 @@ def screen_training(
         replies: what came, in any order.
         reference: the global model that was sent; a reply must hold the same names, shapes and dtypes.
         expected: by node that was asked, the number of training examples that its site enrolled with.
+        questions: by node, the id of the message that it was asked by; a reply to another one is stale.
+        max_norm: the largest length that an update (the reply's model minus the reference) may have.
 
     Returns:
         Messages in the order of `expected`, each with the record "arrays" in the order of `reference` and the record
-        "metrics" with "num-examples" and the numbers that all of these replies have; and whom to leave out and why.
+        "metrics" with the numbers that all of these replies have, and as "num-examples" what the site enrolled with;
+        and whom to leave out and why.
     """
     usable: dict[int, tuple[Message, ArrayRecord, dict[str, Number]]] = {}
     singles, rejected = _one_each(replies, list(expected))
     for node, reply in singles.items():
         try:
+            if questions is not None and reply.metadata.reply_to_message_id != questions[node]:
+                raise _Unusable("stale: it answers another message than this round's")
             content = _content(reply, "train")
-            arrays = _model(_only(content, ArrayRecord, "arrays"), reference)
+            arrays = _model(_only(content, ArrayRecord, "arrays"), reference, max_norm)
             usable[node] = reply, arrays, _training_metrics(_only(content, MetricRecord, "metrics"), expected[node])
         except _Unusable as unusable:
             rejected.append(Rejected(node, str(unusable)))
@@ -166,21 +177,28 @@ def _only(content: RecordDict, kind: type[RecordT], name: str) -> RecordT:
     return records[0]
 
 
-def _model(record: ArrayRecord, reference: Mapping[str, NDArray[Any]]) -> ArrayRecord:
+def _model(record: ArrayRecord, reference: Mapping[str, NDArray[Any]], max_norm: float | None) -> ArrayRecord:
     """Return the record's arrays in the order of the model, if they are the model's."""
     if record.keys() != reference.keys():
         absent = [name for name in reference if name not in record]
         unknown = [name for name in record if name not in reference]
         raise _Unusable(f"the arrays are not the model's: absent {_names(absent)}, unknown {_names(unknown)}")
+    model = {}
     for name, old in reference.items():
-        new = _read(record[name], name)
+        new = model[name] = _read(record[name], name)
         if new.shape != old.shape:
             raise _Unusable(f"array {name!r} has the shape {_printable(str(new.shape))}; the model's is {old.shape}")
         if new.dtype != old.dtype:
             raise _Unusable(f"array {name!r} is of type {_printable(str(new.dtype))}; the model's is {old.dtype}")
         _check_finite(new, name)
+    if max_norm is not None and (norm := _norm(reference, model)) > max_norm:
+        raise _Unusable(f"its update is {norm:.4g} long; the plan allows {max_norm:.4g}")
     # Array's own dtype and shape are claims; these are what the bytes hold.
     return ArrayRecord({name: Array(str(a.dtype), a.shape, NPY, record[name].data) for name, a in reference.items()})
+
+
+def _norm(reference: Mapping[str, NDArray[Any]], model: Mapping[str, NDArray[Any]]) -> float:
+    return math.sqrt(sum(float(np.vdot(block.rows, block.rows)) for block in Updates(reference, [model]).blocks([0])))
 
 
 def _read(array: Array, name: str) -> NDArray[Any]:
@@ -209,7 +227,7 @@ def _training_metrics(record: MetricRecord, enrolled: int) -> dict[str, Number]:
         raise _Unusable(f"{COUNT} is {count}; it must be a positive whole number")
     if count > enrolled:
         raise _Unusable(f"{COUNT} is {count}, but the site enrolled with {enrolled}")
-    return {**metrics, COUNT: int(count)}
+    return {**metrics, COUNT: enrolled}
 
 
 def _statistics(record: ArrayRecord) -> dict[str, NDArray[np.float64]]:

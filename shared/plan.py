@@ -104,6 +104,8 @@ class Strategy(Named):
     weights: Literal["equal", "examples"] = "equal"
     quorum: Annotated[int, Field(ge=1)] = 1
     timeout_s: Positive = 3600.0
+    max_norm: Positive | None = None
+    """The longest update, by its Euclidean length over all arrays, that is used; longer ones are quarantined."""
 
 
 class Engine(Section):

@@ -83,6 +83,30 @@ def test_good_replies_come_in_the_order_asked_and_in_one_form() -> None:
     assert dict(accepted[2].content.metric_records["metrics"]) == {"num-examples": 60, "loss": 2}
 
 
+def test_examples_count_as_the_site_enrolled_with_and_never_as_one_reply_claims() -> None:
+    accepted, _ = screen_training([train_reply(11), *others()], MODEL, EXPECTED)
+    assert [m.content.metric_records["metrics"]["num-examples"] for m in accepted] == [40, 50, 60]
+
+
+def test_an_answer_to_another_rounds_question_is_stale() -> None:
+    order = Message(content=RecordDict(), dst_node_id=11, message_type="train")
+    order.metadata.__dict__["_message_id"] = "round 1"
+    late = Message(train_reply(11).content, reply_to=order)
+    _, rejected = screen_training([late], MODEL, {11: 40}, questions={11: "round 2"})
+    assert rejected == [Rejected(11, "stale: it answers another message than this round's")]
+    accepted, rejected = screen_training([late], MODEL, {11: 40}, questions={11: "round 1"})
+    assert len(accepted) == 1 and rejected == []
+
+
+def test_an_update_longer_than_the_plan_allows() -> None:
+    """w moves by 2 in six places and b by 1 in three: sqrt(27) in all. Counters have no length."""
+    far = train_reply(11, changed(w=MODEL["w"] + 2, b=MODEL["b"] + 1, steps=900))
+    accepted, rejected = screen_training([far], MODEL, {11: 40}, max_norm=5.0)
+    assert accepted == [] and rejected == [Rejected(11, "its update is 5.196 long; the plan allows 5")]
+    accepted, rejected = screen_training([far], MODEL, {11: 40}, max_norm=5.2)
+    assert len(accepted) == 1 and rejected == []
+
+
 def test_buffers_are_not_copied_and_the_original_reply_is_left_alone() -> None:
     original = train_reply(11)
     (accepted,), _ = screen_training([original], MODEL, {11: 40})

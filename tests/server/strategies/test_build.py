@@ -106,6 +106,11 @@ def test_an_unknown_strategy_names_the_nearest() -> None:
         ({"name": "robust", "rule": "krum"}, 9, "f: required by krum; .*; 9 training participants allow f up to 3"),
         ({"name": "robust"}, 6, "f: required by arc \\+ nnm \\+ geometric-median; .*; 6 training .* allow f up to 2"),
         ({"name": "robust", "rule": "krum"}, 2, "2 training participants allow none"),
+        ({"name": "robust", "rule": "bulyan", "f": 1}, 6, "bulyan with f = 1 needs 7 .* the largest f for 6 is 0"),
+        ({"name": "robust", "rule": "krum", "pre": ["bucketing"], "f": 1}, 6, "needs 9 .* the largest f for 6 is 0"),
+        ({"name": "robust", "rule": "mda", "f": 13}, 30, "mda is exact .* stops at f = 12; the largest f for 30 is 12"),
+        ({"name": "robust", "rule": "fltrust", "f": 1, "reference": "site9"}, 6, "named 'site9'; did you mean 'site"),
+        ({"name": "robust", "rule": "median", "f": 1, "pre": ["clip"]}, 6, "strategy.clip_norm: required"),
     ],
 )
 def test_plans_without_a_guarantee_are_refused_with_what_would_do(strategy: dict[str, Any], n: int, told: str) -> None:
@@ -119,6 +124,10 @@ def test_guarantees_are_readable() -> None:
     assert lines[0].startswith("multi-krum tolerates f = 1 of 6 training participants (needs n >= 5)")
     assert "without mixing first" in lines[1] and "believes the number of examples" in lines[2]
     assert len(check_guarantee(plan_of({"name": "robust", "f": 1}))) == 1
+    clipped = check_guarantee(plan_of({**ROBUST, "pre": ["arc"], "reduce_f": True}))
+    assert "goes on with a smaller f" in clipped[0] and "without mixing first" in clipped[1]
+    trusting = check_guarantee(plan_of({"name": "robust", "rule": "fltrust", "f": 5, "reference": "site 0"}))
+    assert trusting[1] == "fltrust trusts 'site 0': if it lies, the model is its own"
     assert "no guarantee" in check_guarantee(plan_of({"name": "robust", "rule": "mean"}))[0]
 
 

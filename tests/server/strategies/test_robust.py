@@ -9,6 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 
 from astrofed.server.strategies.robust import RobustStrategy
+from astrofed.server.strategies.shares import capped
 from astrofed.shared.arrays import from_numpy, to_numpy
 from astrofed.shared.plan import PlanError
 
@@ -164,8 +165,108 @@ def test_evaluation_gives_the_mean_of_what_all_report() -> None:
     strategy.summary()
 
 
-def test_it_keeps_no_state_between_rounds() -> None:
+def test_without_momentum_or_a_centre_no_state_is_kept() -> None:
     strategy = RobustStrategy("mean")
+    one_round(strategy, replies_of(HONEST))
     assert strategy.state_dict() == {}
     strategy.load_state_dict({})
     assert isinstance(from_numpy(REFERENCE), ArrayRecord)
+
+
+def named(**keys: Any) -> RobustStrategy:
+    strategy = RobustStrategy(**keys)
+    strategy.enrolled({"alma": 3, "vlt": 9, "lick": 4, "keck": 7, "pic du midi": 5})
+    return strategy
+
+
+def test_momentum_is_a_running_mean_of_each_ones_updates_and_survives_a_stop() -> None:
+    """Steps of 4, then 0 and then 0 with factor 1/2 leave means of 4, 2 and 1; a third that is away keeps its own."""
+    options = {"momentum": 0.5}
+    strategy = named(rule="mean", options=options)
+    arrays, _ = one_round(strategy, replies_of({3: [4, 0, 0], 9: [0, 4, 0]}))
+    assert arrays is not None and arrays["w"].tolist() == [2, 2, 0] and strategy.notes == []
+    one_round(strategy, replies_of({3: [0, 0, 0]}))
+    assert strategy.notes == ["momentum of vlt is kept as it was: no usable reply this round"]
+    resumed = named(rule="mean", options=options)
+    resumed.load_state_dict(strategy.state_dict())
+    for one in (strategy, resumed):
+        arrays, _ = one_round(one, replies_of({3: [0, 0, 0], 9: [0, 0, 0]}))
+        assert arrays is not None and arrays["w"].tolist() == [0.5, 1, 0] and arrays["steps"] == 4
+
+
+def test_momentum_of_the_largest_numbers_stays_finite() -> None:
+    strategy = named(rule="median", f=1, options={"momentum": 0.9})
+    for sign in (1, -1, 1):
+        arrays, _ = one_round(strategy, replies_of({3: [1, 0, 0], 9: [1, 0, 0], 4: [sign * 3.4e38] * 3}))
+        assert arrays is not None and arrays["w"].tolist() == [1, 0, 0]
+        assert all(np.isfinite(array).all() for array in strategy.state_dict().values())
+
+
+def test_a_centre_starts_from_the_last_step_also_after_a_stop() -> None:
+    keys: dict[str, Any] = {"rule": "centred-clipping", "f": 1, "options": {"tau": 1.0, "iterations": 1}}
+    strategy = named(**keys)
+    same = {node: [3, 0, 0] for node in (3, 9, 4)}
+    first, _ = one_round(strategy, replies_of(same))
+    assert first is not None and first["w"].tolist() == [1, 0, 0]
+    resumed = named(**keys)
+    resumed.load_state_dict(strategy.state_dict())
+    for one in (strategy, resumed):
+        second, _ = one_round(one, replies_of(same))
+        assert second is not None and second["w"].tolist() == [2, 0, 0]
+    fresh = named(**{**keys, "options": {**keys["options"], "start": "model"}})
+    for _ in range(2):
+        again, _ = one_round(fresh, replies_of(same))
+        assert again is not None and again["w"].tolist() == [1, 0, 0]
+    assert fresh.state_dict() == {}
+
+
+def test_a_plan_may_allow_a_smaller_f() -> None:
+    strategy = RobustStrategy("krum", f=2, options={"reduce_f": True})
+    arrays, _ = one_round(strategy, replies_of({**HONEST, 5: [-50, 0, 0]}))
+    assert arrays is not None and strategy.notes == ["f lowered from 2 to 1: 5 usable replies, 7 needed"]
+    assert one_round(strategy, replies_of(HONEST)) == (None, None), "f = 0 would be no protection at all"
+    assert strategy.skipped == "4 usable replies; krum needs 7 to withstand f = 2"
+    strategy = RobustStrategy("krum", f=1, options={"reduce_f": True})
+    one_round(strategy, replies_of({**HONEST, 5: [-50, 0, 0]}))
+    assert strategy.notes == []
+
+
+def test_a_trusted_reference_outvotes_any_number_and_is_missed() -> None:
+    strategy = named(rule="fltrust", f=3, options={"reference": "alma"})
+    arrays, _ = one_round(strategy, replies_of({3: [1, 0, 0], 9: [-9, 0, 0], 4: [-9, 0, 0], 7: [0, 5, 0]}))
+    assert arrays is not None and arrays["w"].tolist() == [1, 0, 0]
+    assert strategy.left_out[9] == "fltrust left it out: distance 10 from the new model, largest kept 0"
+    assert one_round(strategy, replies_of({node: HONEST[node] for node in (9, 4, 7)} | {5: [0, 0, 0]})) == (None, None)
+    assert strategy.skipped == "'alma', the trusted reference, has no usable reply"
+    assert one_round(strategy, replies_of({3: [0, 0, 0], **{n: HONEST[n] for n in (9, 4, 7)}}))[0] is not None
+    with pytest.raises(PlanError, match="so none may be mixed before"):
+        RobustStrategy("fltrust", ["nnm"], f=1, options={"reference": "alma"})
+
+
+def test_one_participants_share_is_capped() -> None:
+    np.testing.assert_allclose(capped(np.array([0.8, 0.1, 0.1]), 0.5), [0.5, 0.25, 0.25])
+    np.testing.assert_allclose(capped(np.array([0.6, 0.3, 0.1]), 0.4), [0.4, 0.4, 0.2])
+    np.testing.assert_allclose(capped(np.array([1.0, 0.0, 0.0]), 0.5), [0.5, 0.25, 0.25])
+    np.testing.assert_allclose(capped(np.array([0.6, 0.4]), 0.3), [0.5, 0.5])
+    np.testing.assert_allclose(capped(np.array([0.6, 0.4]), None), [0.6, 0.4])
+    metrics = {3: {"num-examples": 98}, 9: {"num-examples": 1}, 4: {"num-examples": 1}}
+    strategy = RobustStrategy("mean", weights="examples", options={"weight_cap": 0.5})
+    one_round(strategy, replies_of({3: [4, 0, 0], 9: [0, 0, 0], 4: [0, 0, 0]}, metrics))
+    assert strategy.weights == {3: 0.5, 9: 0.25, 4: 0.25}
+    with pytest.raises(PlanError, match="weight_cap: it caps shares by examples"):
+        RobustStrategy("mean", options={"weight_cap": 0.5})
+
+
+def test_buckets_are_drawn_anew_each_round_and_alike_for_one_seed() -> None:
+    models = {node: [node, 0, 0] for node in range(2, 10)}
+
+    def middle(seed: int, number: int) -> float:
+        strategy = RobustStrategy("median", ["bucketing"], f=1, options={"bucket_size": 2}, seed=seed)
+        replies = replies_of(models)
+        list(strategy.configure_train(number, from_numpy(REFERENCE), ConfigRecord(), Nodes(list(models))))
+        arrays, _ = strategy.aggregate_train(number, replies)
+        assert arrays is not None
+        return float(to_numpy(arrays)["w"][0])
+
+    drawn = [middle(seed, number) for seed in range(3) for number in range(1, 5)]
+    assert drawn == [middle(seed, number) for seed in range(3) for number in range(1, 5)] and len(set(drawn)) > 2
