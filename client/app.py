@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from astrofed.shared.seeds import derive_seed
 ERROR_CODE = 2  # Flower's code for "the client app raised an exception"
 OpenSite = Callable[[Context, Plan], Site]
 Handler = Callable[[Message, Context], RecordDict]
+RecordT = TypeVar("RecordT", ArrayRecord, ConfigRecord)
 
 
 class NonFiniteMetric(AstrofedError):
@@ -57,7 +59,7 @@ class _Desk:
             task = self._tasks.get((key, site))
             if task is None:
                 task = self._tasks[key, site] = open_task(plan, site)
-                if len(self._tasks) > self._capacity:
+                if len(self._tasks) > max(self._capacity, len(plan.participants)):
                     self._tasks.popitem(last=False)
             return task
 
@@ -86,7 +88,7 @@ def build_client_app(open_site: OpenSite) -> ClientApp:
     desk = _Desk()
 
     def prepare(message: Message, context: Context) -> tuple[Plan, str, Task]:
-        text = str(_config(message)["plan"])
+        text = str(_record(message, "config", ConfigRecord)["plan"])
         plan = plan_from_json(text)
         threads = plan.engine.threads
         if threads is not None and torch.get_num_threads() != threads:
@@ -94,7 +96,7 @@ def build_client_app(open_site: OpenSite) -> ClientApp:
         return plan, text, desk.task(plan, text, open_site(context, plan))
 
     def enrol(message: Message, context: Context) -> RecordDict:
-        name = open_site(context, plan_from_json(str(_config(message)["plan"]))).name
+        name = open_site(context, plan_from_json(str(_record(message, "config", ConfigRecord)["plan"]))).name
         try:
             _, _, task = prepare(message, context)
             return RecordDict({"site": ConfigRecord(asdict(task.summary()))})
@@ -107,10 +109,10 @@ def build_client_app(open_site: OpenSite) -> ClientApp:
 
     def train(message: Message, context: Context) -> RecordDict:
         plan, key, task = prepare(message, context)
-        config = _config(message)
+        config = _record(message, "config", ConfigRecord)
         round_number = int(str(config["server-round"]))
         model = desk.model(plan, key)
-        load_into(model, message.content.array_records["arrays"])
+        load_into(model, _record(message, "arrays", ArrayRecord))
         instruction = TrainInstruction(
             round=round_number,
             seed=derive_seed(plan.seed, "train", round_number, task.site.name),
@@ -122,9 +124,9 @@ def build_client_app(open_site: OpenSite) -> ClientApp:
 
     def evaluate(message: Message, context: Context) -> RecordDict:
         plan, key, task = prepare(message, context)
-        config = _config(message)
+        config = _record(message, "config", ConfigRecord)
         model = desk.model(plan, key)
-        load_into(model, message.content.array_records["arrays"])
+        load_into(model, _record(message, "arrays", ArrayRecord))
         metrics = task.evaluate(model, _pooled(config), with_baselines=bool(config.get("with-baselines", False)))
         return RecordDict({"metrics": _metrics({**metrics, "num-examples": task.summary().num_eval_examples})})
 
@@ -147,8 +149,11 @@ def _guarded(handler: Handler) -> Callable[[Message, Context], Message]:
     return handle
 
 
-def _config(message: Message) -> ConfigRecord:
-    return message.content.config_records["config"]
+def _record(message: Message, name: str, kind: type[RecordT]) -> RecordT:
+    record = message.content[name]  # Flower's `array_records` and its like build a dictionary anew at each access
+    if not isinstance(record, kind):
+        raise KeyError(name)
+    return record
 
 
 def _metrics(values: Mapping[str, float]) -> MetricRecord:

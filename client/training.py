@@ -5,10 +5,12 @@ rounds, and draws all randomness from the instruction's seed. A Trainer of Light
 than a small site's whole round; the loop here calls the same hooks in the same order, with the same weights to the bit.
 """
 
+import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
 import torch
@@ -53,13 +55,17 @@ def make_optimizer(model: nn.Module, training: Training, rate: float) -> torch.o
     Fused kernels: SGD gives the same bits as torch's default, Adam is 3 to 5 times faster; both give the same bits
     on any number of threads.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    return _make_optimizer(model.parameters(), training, rate)
+
+
+def _make_optimizer(weights: Iterable[nn.Parameter], training: Training, rate: float) -> torch.optim.Optimizer:
+    trainable = [weight for weight in weights if weight.requires_grad]
     decay = training.weight_decay
     if training.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, weight_decay=decay, fused=True)
+        return torch.optim.SGD(trainable, lr=rate, weight_decay=decay, fused=True)
     if training.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
-    return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, fused=True)
+        return torch.optim.AdamW(trainable, lr=rate, weight_decay=decay, fused=True)
+    return torch.optim.Adam(trainable, lr=rate, weight_decay=decay, fused=True)
 
 
 def train_locally(
@@ -76,7 +82,7 @@ def train_locally(
     whose first round drew nothing trains on any number of threads at once.
 
     Args:
-        model: the global model; it comes back in evaluation mode, its gradients freed.
+        model: the global model; it comes back in training mode, its gradients freed.
         batches: called once an epoch with the round's generator.
         loss: scalar loss of the model on a batch.
         training: the plan's section; `max_steps` ends the round early.
@@ -87,9 +93,10 @@ def train_locally(
         TrainingDiverged: the loss became NaN or infinite.
     """
     rate = learning_rate(training, instruction.round, rounds)
-    module = LocalRound(model, loss, training, instruction.proximal_mu, rate)
+    module = _take(model, loss, training, instruction.proximal_mu, rate)
     generator = torch.Generator().manual_seed(instruction.seed)
-    model.train()
+    if not model.training:
+        model.train()
     if model in _without_draws:
         _fit(module, batches, training, generator)
     else:
@@ -98,15 +105,33 @@ def train_locally(
             _fit(module, batches, training, generator)
             if torch.equal(torch.get_rng_state(), before):
                 _without_draws.add(model)
-    model.eval()
-    model.zero_grad(set_to_none=True)
-    mean = float(torch.stack(module.losses).mean()) if module.losses else 0.0
+    losses = module.work.losses
+    for weight in module.work.weights:
+        weight.grad = None
+    _idle.append(module)
+    mean = float(torch.stack(losses).mean()) if losses else 0.0
     if not math.isfinite(mean):
         raise TrainingDiverged(
             f"the training loss became {mean} in round {instruction.round}; lower training.learning_rate "
             f"(now {training.learning_rate:g}) or set training.gradient_clip"
         )
-    return LocalFit(loss=mean, steps=len(module.losses))
+    return LocalFit(loss=mean, steps=len(losses))
+
+
+class _Work(Generic[B]):
+    """What a round needs besides the model; apart from it because attributes of modules are slow to set."""
+
+    def __init__(self, loss: Loss[B], training: Training, mu: float, rate: float, weights: list[nn.Parameter]) -> None:
+        self.loss, self.training, self.mu, self.rate, self.weights = loss, training, mu, rate, weights
+        self.losses: list[Tensor] = []
+        self.anchor = [weight.detach().clone() for weight in weights] if mu else []
+
+    def add_proximal_gradient(self) -> None:
+        if self.mu:
+            with torch.no_grad():
+                for weight, anchor in zip(self.weights, self.anchor, strict=True):
+                    if weight.grad is not None:
+                        weight.grad.add_(weight - anchor, alpha=self.mu)
 
 
 class LocalRound(LightningModule, Generic[B]):
@@ -114,24 +139,22 @@ class LocalRound(LightningModule, Generic[B]):
 
     def __init__(self, model: nn.Module, loss: Loss[B], training: Training, proximal_mu: float, rate: float) -> None:
         super().__init__()
+        self.begin(model, loss, training, proximal_mu, rate)
+
+    def begin(self, model: nn.Module, loss: Loss[B], training: Training, proximal_mu: float, rate: float) -> None:
+        """Forget the round before and prepare the next one, maybe another participant's."""
         self.model = model
-        self.losses: list[Tensor] = []
-        self._loss, self._training, self._rate, self._mu = loss, training, rate, proximal_mu
-        self._anchor = [p.detach().clone() for p in model.parameters()] if proximal_mu else []
+        self.work = _Work(loss, training, proximal_mu, rate, list(model.parameters()))
 
     def training_step(self, batch: B, _index: int) -> Tensor:
         """Return the loss of a batch, without the proximal term."""
-        value = self._loss(self.model, batch)
-        self.losses.append(value.detach())
+        value = self.work.loss(self.model, batch)
+        self.work.losses.append(value.detach())
         return value
 
-    @torch.no_grad()
     def on_after_backward(self) -> None:
         """Add the gradient of FedProx's term, mu (w − w_global), to that of every weight that the loss reaches."""
-        if self._mu:
-            for parameter, anchor in zip(self.model.parameters(), self._anchor, strict=True):
-                if parameter.grad is not None:
-                    parameter.grad.add_(parameter - anchor, alpha=self._mu)
+        self.work.add_proximal_gradient()
 
     def configure_gradient_clipping(
         self,
@@ -140,28 +163,43 @@ class LocalRound(LightningModule, Generic[B]):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Scale all gradients together so that their norm is at most the plan's `gradient_clip`."""
-        if self._training.gradient_clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self._training.gradient_clip)
+        if self.work.training.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self.work.weights, self.work.training.gradient_clip)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the plan's optimiser at this round's learning rate."""
-        return make_optimizer(self.model, self._training, self._rate)
+        return _make_optimizer(self.work.weights, self.work.training, self.work.rate)
 
     def transfer_batch_to_device(self, batch: B, _device: torch.device, _dataloader_idx: int) -> B:
         """Leave batches as they are: a batch may be of any type."""
         return batch
 
 
+_idle: deque[LocalRound[Any]] = deque(maxlen=64)  # making a LightningModule takes longer than a small step
+
+
+def _take(model: nn.Module, loss: Loss[B], training: Training, mu: float, rate: float) -> LocalRound[B]:
+    try:
+        module: LocalRound[B] = _idle.pop()
+    except IndexError:
+        return LocalRound(model, loss, training, mu, rate)
+    module.begin(model, loss, training, mu, rate)
+    return module
+
+
 def _fit(module: LocalRound[B], batches: BatchSource[B], training: Training, generator: torch.Generator) -> None:
     optimizer = module.configure_optimizers()
+    step = inspect.unwrap(type(optimizer).step)  # without hooks and profiler's marks: nobody else knows this optimiser
     index = 0
     for _ in range(training.epochs):
         for batch in batches(generator):
-            optimizer.zero_grad(set_to_none=True)
+            for weight in module.work.weights:
+                weight.grad = None  # what zero_grad does, without its fixed cost
             module.training_step(batch, index).backward()  # type: ignore[no-untyped-call]
             module.on_after_backward()
             module.configure_gradient_clipping(optimizer)
-            optimizer.step()
+            with torch.no_grad():
+                step(optimizer)
             index += 1
             if index == training.max_steps:
                 return

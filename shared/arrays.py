@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from functools import lru_cache
 from io import BytesIO
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -34,9 +34,16 @@ def from_numpy(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
     record = ArrayRecord()
     for name, array in arrays.items():
         flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        data = b"".join((_header(array.dtype.str, array.shape), flat.data))
-        record[name] = Array(str(array.dtype), tuple(array.shape), NPY, data)
+        data = b"".join((_header(array.dtype, array.shape), flat.data))
+        record[name] = stored(_name(array.dtype), array.shape, data)
     return record
+
+
+def stored(dtype: str, shape: tuple[int, ...], data: bytes) -> Array:
+    """Return Flower's array of the bytes of a `.npy` file, without its constructor, which guesses what it was given."""
+    array = Array.__new__(Array)
+    array.__dict__.update(dtype=dtype, shape=shape, stype=NPY, data=data)
+    return array
 
 
 def to_numpy(record: ArrayRecord) -> dict[str, NDArray[Any]]:
@@ -50,38 +57,34 @@ def to_numpy(record: ArrayRecord) -> dict[str, NDArray[Any]]:
 
 def view(array: Array, name: str) -> NDArray[Any]:
     """Return a read-only view into one array's bytes (errors as `to_numpy`)."""
+    data = array.data
     if array.stype != NPY:
         raise MalformedArray(f"array {name!r} is stored as {array.stype!r}; only {NPY!r} is read")
     try:
-        shape, fortran, dtype, start = _parse(array.data[: _header_length(array.data)])
+        layout = _parse(data[: _header_length(data)])
     except Exception as error:  # numpy's parser raises whatever a crafted header makes Python raise
-        raise MalformedArray(f"array {name!r} does not begin with a .npy header: {error}") from error
-    if dtype.hasobject:
-        raise MalformedArray(f"array {name!r} holds Python objects; only numbers are read")
-    if dtype.kind not in "biufc" or len(shape) > 32 or not all(0 <= side < 2**48 for side in shape):
-        raise MalformedArray(f"array {name!r} is not an array of numbers, or of impossible shape")
-    count = math.prod(shape)
-    if len(array.data) - start != count * dtype.itemsize:
+        raise MalformedArray(f"array {name!r} does not begin with a .npy header of numbers: {error}") from error
+    if len(data) - layout.start != layout.size:
         raise MalformedArray(
-            f"array {name!r} has {len(array.data) - start} bytes; {shape} of {dtype} are {count * dtype.itemsize}"
+            f"array {name!r} has {len(data) - layout.start} bytes; {layout.shape} of {layout.dtype} are {layout.size}"
         )
-    flat = np.frombuffer(array.data, dtype=dtype, count=count, offset=start)
+    flat = np.frombuffer(data, layout.dtype, layout.items, layout.start)
     try:
-        return flat.reshape(shape, order="F" if fortran else "C")
+        return flat.reshape(layout.shape, order=layout.order)
     except (ValueError, OverflowError) as error:
-        raise MalformedArray(f"array {name!r} can't have the shape {shape}: {error}") from error
+        raise MalformedArray(f"array {name!r} can't have the shape {layout.shape}: {error}") from error
 
 
 def from_state_dict(state: Mapping[str, Tensor]) -> ArrayRecord:
     """Return Flower's record of a model's state."""
-    return from_numpy({name: tensor.detach().cpu().numpy() for name, tensor in state.items()})
+    return from_numpy({name: tensor.cpu().numpy() for name, tensor in state.items()})
 
 
 def load_into(model: nn.Module, record: ArrayRecord) -> None:
-    """Copy a record's arrays into a model's parameters and buffers.
+    """Copy a record's arrays into a model's parameters and buffers; floats of another width are converted.
 
     Raises:
-        WrongArrays: names or shapes are not the model's.
+        WrongArrays: names, shapes or types are not the model's.
         MalformedArray: see `to_numpy`.
     """
     state = model.state_dict()
@@ -90,34 +93,33 @@ def load_into(model: nn.Module, record: ArrayRecord) -> None:
         raise WrongArrays(
             f"the arrays are not those of the model: absent {absent or 'none'}, unknown {extra or 'none'}"
         )
-    with torch.no_grad():
-        for name, tensor in state.items():
-            array = view(record[name], name)
-            if array.shape != tuple(tensor.shape):
-                raise WrongArrays(f"array {name!r} has the shape {array.shape}; the model's is {tuple(tensor.shape)}")
-            tensor.copy_(_as_tensor(array))
+    for name, tensor in state.items():
+        array = view(record[name], name)
+        if array.shape != tensor.shape:
+            raise WrongArrays(f"array {name!r} has the shape {array.shape}; the model's is {tuple(tensor.shape)}")
+        _copy(array, tensor, name)
 
 
-def _as_tensor(array: NDArray[Any]) -> Tensor:
-    # torch warns that a read-only buffer could be written to; this tensor is only read from.
-    interface = dict(array.__array_interface__)
-    interface["data"] = (interface["data"][0], False)
-    return torch.from_numpy(np.asarray(_Alias(interface, array)))
-
-
-class _Alias:
-    """Lends an array's memory under another interface and keeps it alive."""
-
-    def __init__(self, interface: dict[str, Any], owner: NDArray[Any]) -> None:
-        self.__array_interface__ = interface
-        self.owner = owner
+def _copy(array: NDArray[Any], tensor: Tensor, name: str) -> None:
+    try:
+        if tensor.is_cpu:
+            np.copyto(tensor.numpy(), array, casting="same_kind")  # torch's own way warns of read-only memory
+        else:
+            tensor.copy_(torch.from_numpy(array.copy()))
+    except TypeError as error:
+        raise WrongArrays(f"array {name!r} is of type {array.dtype}; the model's is {tensor.dtype}") from error
 
 
 @lru_cache(maxsize=4096)
-def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
+def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     buffer = BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, {"descr": dtype, "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(buffer, {"descr": dtype.str, "fortran_order": False, "shape": shape})
     return buffer.getvalue()
+
+
+@lru_cache(maxsize=64)
+def _name(dtype: np.dtype[Any]) -> str:
+    return str(dtype)
 
 
 def _header_length(data: bytes) -> int:
@@ -128,13 +130,28 @@ def _header_length(data: bytes) -> int:
     return min(12 + int.from_bytes(data[8:12], "little"), 12 + 65536)
 
 
+class _Layout(NamedTuple):
+    """What a `.npy` header says, and where the data begin."""
+
+    shape: tuple[int, ...]
+    order: Literal["C", "F"]
+    dtype: np.dtype[Any]
+    start: int
+    items: int
+    size: int  # bytes
+
+
 @lru_cache(maxsize=4096)
-def _parse(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Return shape, whether Fortran-ordered, dtype, and where the data begin."""
+def _parse(head: bytes) -> _Layout:
     buffer = BytesIO(head)
     version = np.lib.format.read_magic(buffer)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"version {version} is not one that arrays of numbers are written in")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(buffer)
-    return shape, fortran, dtype, buffer.tell()
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    if dtype.kind not in "biufc" or len(shape) > 32 or not all(0 <= side < 2**48 for side in shape):
+        raise ValueError("not of numbers, or of impossible shape")
+    count = math.prod(shape)
+    return _Layout(shape, "F" if fortran else "C", dtype, buffer.tell(), count, count * dtype.itemsize)

@@ -1,13 +1,14 @@
 """The embedded engine: a Flower `Grid` in this process that hands each message straight to the client app.
 
-No Ray, no sockets, no sleeps, and no serialisation beyond what Flower's records are. Clients run one after the other, or
-on a pool of threads (tensor operations release the interpreter lock). Replies come back in the order of the messages,
-whatever the number of workers, so that sums over replies are the same to the bit.
+No Ray, no sockets, no sleeps, and no serialisation beyond what Flower's records are. Clients run one after the other,
+or on a pool of threads (tensor operations release the interpreter lock). Replies come back in the order of the
+messages, whatever the number of workers, so that sums over replies are the same to the bit.
 """
 
+import copy
 import random
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import count
 from typing import Any
 
@@ -21,11 +22,15 @@ CLIENT_APP_RAISED = 2  # Flower's code for "the client app raised an exception"
 
 
 class EmbeddedGrid(Grid):
-    """Runs `client_app` for `participants` nodes in this process; node i has partition-id i, as in Flower's simulation."""
+    """Runs `client_app` for a number of nodes in this process; node i has partition-id i, as in Flower's simulation."""
 
-    def __init__(self, client_app: ClientApp, participants: int, *, workers: int = 1, run_id: int | None = None) -> None:
+    def __init__(
+        self, client_app: ClientApp, participants: int, *, workers: int = 1, run_id: int | None = None
+    ) -> None:
         self._client_app = client_app
-        self._workers = min(workers, participants)
+        workers = min(workers, participants)
+        # The threads live as long as the grid: a client app keeps a model for each.
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="client") if workers > 1 else None
         self._run_id = run_id if run_id is not None else random.SystemRandom().getrandbits(62)
         self._sequence = count(1)
         self._replies: dict[str, Message] = {}
@@ -80,11 +85,22 @@ class EmbeddedGrid(Grid):
 
     def _run(self, messages: list[Message]) -> list[Message]:
         for message in messages:
-            message.metadata.__dict__["_message_id"] = f"{self._run_id:x}-{next(self._sequence)}"
-        if self._workers == 1 or len(messages) < 2:
-            return [self._call(message) for message in messages]
-        with ThreadPoolExecutor(self._workers, thread_name_prefix="client") as pool:
-            return list(pool.map(self._call, messages))
+            _identify(message, f"{self._run_id:x}-{next(self._sequence)}")
+        if self._pool is None:
+            return [self._answer(message) for message in messages]
+        answers = [self._pool.submit(self._answer, message) for message in messages]
+        try:
+            return [answer.result() for answer in answers]
+        except BaseException:  # an interrupt: no client starts any more, and none is left behind at work
+            for answer in answers:
+                answer.cancel()
+            wait(answers)
+            raise
+
+    def _answer(self, message: Message) -> Message:
+        reply = self._call(message)
+        _identify(reply, f"{message.metadata.message_id}-reply")
+        return reply
 
     def _call(self, message: Message) -> Message:
         node_id = message.metadata.dst_node_id
@@ -92,13 +108,16 @@ class EmbeddedGrid(Grid):
         if context is None:
             return _error_reply(message, f"there is no node {node_id} in this run")
         # Each client gets its own outer record: replacing entries in it must not reach the other clients.
-        private = Message(content=RecordDict(dict(message.content)), metadata=message.metadata)
+        private = copy.copy(message)
+        private.content = message.content.copy()
         try:
-            reply = self._client_app(private, context)
+            return self._client_app(private, context)
         except Exception as error:  # noqa: BLE001 - as in every Flower runtime, a client's failure becomes an error reply
             return _error_reply(message, f"{type(error).__name__}: {error}")
-        reply.metadata.__dict__["_message_id"] = f"{message.metadata.message_id}-reply"
-        return reply
+
+
+def _identify(message: Message, identifier: str) -> None:
+    message.metadata.__dict__["_message_id"] = identifier
 
 
 def _error_reply(message: Message, reason: str) -> Message:

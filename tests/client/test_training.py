@@ -202,7 +202,7 @@ def test_no_batches_mean_no_steps() -> None:
     assert torch.equal(weights(model), weights(network()))
 
 
-def test_the_model_comes_back_in_evaluation_mode_without_gradients() -> None:
+def test_the_model_comes_back_in_training_mode_without_gradients() -> None:
     model = network().eval()
     modes = []
 
@@ -211,7 +211,7 @@ def test_the_model_comes_back_in_evaluation_mode_without_gradients() -> None:
         return loss(model, batch)
 
     train_locally(model, shuffled(), spying, Training(), instruction(), rounds=1)
-    assert all(modes) and not model.training
+    assert all(modes) and model.training
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
