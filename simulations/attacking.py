@@ -63,14 +63,15 @@ class AttackGrid(PassingGrid):
         models = {name: to_numpy(at[name].content.array_records["arrays"]) for name in worked}
         liars = [name for name in worked if name in self._attacks]
         honest = tuple(models[name] for name in worked if name not in self._attacks)
-        forged: dict[int, Message] = {}
+        forged: dict[int, Message | None] = {}
         for name in liars:
             attack, reply = self._attacks[name], at[name]
             if not attack.poisons_data:
                 order = orders[reply.metadata.src_node_id]
                 scene = self._scene(name, order, reply, models[name], honest, len(liars))
                 forged[reply.metadata.src_node_id] = _forge(attack, scene, reply)
-        return [forged.get(reply.metadata.src_node_id, reply) for reply in replies]
+        sent_back = [forged.get(reply.metadata.src_node_id, reply) for reply in replies]
+        return [reply for reply in sent_back if reply is not None]
 
     def _scene(
         self, name: str, order: Message, reply: Message, own: Arrays, honest: tuple[Arrays, ...], attackers: int
@@ -88,9 +89,11 @@ class AttackGrid(PassingGrid):
         )
 
 
-def _forge(attack: Attack, scene: Scene, reply: Message) -> Message:
+def _forge(attack: Attack, scene: Scene, reply: Message) -> Message | None:
     with np.errstate(over="ignore", invalid="ignore"):  # a forgery may overflow: screening has to deal with it
         forgery = attack.forge(scene)
+    if forgery is None:
+        return None
     forged = copy.copy(reply)
     metrics = MetricRecord({**forgery.metrics})
     forged.content = RecordDict({"arrays": from_numpy(forgery.arrays), "metrics": metrics})

@@ -109,6 +109,7 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "ipm": {"name": "ipm", "epsilon": 6},
     "inflated-count": {"name": "inflated-count", "count": 10**15},
     "nan": {"name": "nan", "share": 0.1},
+    "model-replacement": {"name": "model-replacement", "scale": 60},
 }
 RULES: dict[str, Callable[[], Strategy]] = {
     "multi-krum": lambda: RobustStrategy("multi-krum", f=2),
@@ -185,6 +186,19 @@ def test_forgeries_depend_on_seed_round_and_name_alone() -> None:
     assert all((one == other).all() for one, other in zip(first, noise(0, 1), strict=True))
     assert (first[0] != first[1]).all()
     assert (first[0] != noise(0, 2)[0]).all() and (first[0] != noise(1, 1)[0]).all()
+
+
+def test_what_is_malformed_is_screened_out_each_round_for_its_own_reason() -> None:
+    assert error_of(RULES["trimmed-mean"](), plan_of({"name": "malformed"})) < NEAR
+    grid, nodes = enrolled(plan_of({"name": "malformed"}))
+    _, rejected = screen_training(ask(grid, nodes), to_numpy(start()), dict.fromkeys(nodes, SAMPLES))
+    assert [item.node_id for item in rejected] == [nodes[liar] for liar in LIARS]
+
+
+def test_who_drops_out_is_missing_from_the_replies() -> None:
+    grid, nodes = enrolled(plan_of({"name": "drop-out"}))
+    _, rejected = screen_training(ask(grid, nodes), to_numpy(start()), dict.fromkeys(nodes, SAMPLES))
+    assert [(item.node_id, item.reason) for item in rejected] == [(nodes[liar], "no reply") for liar in LIARS]
 
 
 def test_an_attacker_that_could_not_train_sends_its_error() -> None:
