@@ -20,8 +20,6 @@ class Batch:
     last: Tensor  # [batch, variable, 1, geological_time, lev, lat, lon]
     target: Tensor  # [batch, variable, climate_time = months_out, geological_time, lev, lat, lon]
     samples: tuple[Sample, ...]
-    roll: int = 0  # cells that the world was turned by in longitude
-    mirrored: bool = False
 
 
 def stack(world: World, samples: Sequence[Sample], scales: Scales) -> Batch:
@@ -73,8 +71,6 @@ def mirrored(batch: Batch, signs: Tensor) -> Batch:
         last=batch.last.flip(-2) * sign,
         target=batch.target.flip(-2) * sign,
         samples=batch.samples,
-        roll=batch.roll,
-        mirrored=not batch.mirrored,
     )
 
 
@@ -86,6 +82,4 @@ def rolled(batch: Batch, cells: int) -> Batch:
         last=batch.last.roll(cells, -1),
         target=batch.target.roll(cells, -1),
         samples=batch.samples,
-        roll=batch.roll + cells,
-        mirrored=batch.mirrored,
     )

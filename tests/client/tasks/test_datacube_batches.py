@@ -44,7 +44,6 @@ def test_turning_a_batch_is_turning_its_world(cube: Cube) -> None:
     expected = stack(World(turned, LAYOUT, "w"), SAMPLES, scales)
     found = rolled(stack(World(cube, LAYOUT, "w"), SAMPLES, scales), 3)
     assert_same(found, expected)
-    assert found.roll == 3
 
 
 def test_mirroring_a_batch_is_mirroring_its_world(cube: Cube) -> None:
@@ -55,7 +54,6 @@ def test_mirroring_a_batch_is_mirroring_its_world(cube: Cube) -> None:
     expected = stack(World(build_cube(cube.planet, fields, cube.axes), LAYOUT, "w"), SAMPLES, scales)
     found = mirrored(stack(World(cube, LAYOUT, "w"), SAMPLES, scales), LAYOUT.mirror_signs())
     assert_same(found, expected)
-    assert found.mirrored and not mirrored(found, LAYOUT.mirror_signs()).mirrored
 
 
 def test_mirrored_twice_is_as_before(cube: Cube) -> None:
@@ -77,13 +75,31 @@ def test_an_epoch_holds_every_sample_once(cube: Cube, size: int) -> None:
 def test_order_and_variations_come_from_the_generator_alone(cube: Cube) -> None:
     world, samples, scales = World(cube, LAYOUT, "w"), training_samples(12, 2, LAYOUT, 6), scales_of(cube)
 
-    def draw(seed: int) -> list[tuple[tuple[Sample, ...], int, bool]]:
+    def draw(seed: int) -> list[Batch]:
         generator = torch.Generator().manual_seed(seed)
-        found = [*batches(world, samples, scales, generator, size=2, mirror=True, roll=True)]
-        return [(batch.samples, batch.roll, batch.mirrored) for batch in found]
+        return [*batches(world, samples, scales, generator, size=2, mirror=True, roll=True)]
 
-    assert draw(1) == draw(1) != draw(2)
-    assert {mirrored for seed in range(3) for _, _, mirrored in draw(seed)} == {True, False}
+    for first, second in zip(draw(1), draw(1), strict=True):
+        assert first.samples == second.samples
+        assert_same(first, second)
+    assert [batch.samples for batch in draw(1)] != [batch.samples for batch in draw(2)]
+
+
+def test_batches_are_mirrored_now_and_then_and_turned_by_any_longitude(cube: Cube) -> None:
+    world, scales = World(cube, LAYOUT, "w"), scales_of(cube)
+    generator = torch.Generator().manual_seed(0)
+    plain = stack(world, SAMPLES[:1], scales).target
+    image = mirrored(stack(world, SAMPLES[:1], scales), LAYOUT.mirror_signs()).target
+
+    def draw(*, mirror: bool, roll: bool) -> torch.Tensor:
+        (batch,) = batches(world, SAMPLES[:1], scales, generator, size=1, mirror=mirror, roll=roll)
+        return batch.target
+
+    mirrors = [torch.equal(draw(mirror=True, roll=False), image) for _ in range(20)]
+    assert 4 <= sum(mirrors) <= 16
+    turned = [draw(mirror=False, roll=True) for _ in range(60)]
+    found = {next(k for k in range(8) if torch.equal(target, plain.roll(k, -1))) for target in turned}
+    assert found == set(range(8))
 
 
 def test_without_variations_worlds_stay_as_they_are(cube: Cube) -> None:
