@@ -1,0 +1,142 @@
+"""What DP-SGD costs: (epsilon, delta) of a history of Poisson-sampled Gaussian steps, and the noise a budget needs.
+
+Neighbouring datasets differ by one unit that is there or not. Epsilon is the smaller of two upper bounds from Opacus:
+Rényi DP (Mironov, Talwar & Zhang 2019, arXiv:1908.10530; converted by theorem 21 of Balle et al., arXiv:1905.09982) and
+numerical composition (Gopi, Lee & Wutschitz 2021, arXiv:2106.02848). Events are composed, epsilons never added.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from opacus.accountants import PRVAccountant
+from opacus.accountants.analysis.prv import Domain, PoissonSubsampledGaussianPRV
+from opacus.accountants.analysis.rdp import compute_rdp
+
+from astrofed.shared.errors import UserMistake
+
+ORDERS = np.array([1.125, 1.25, 1.5, 1.75, 2.5, 3.5, *range(2, 65), 80, 96, 128, 192, 256, 384, 512])  # few take long
+NUMERICAL_UP_TO = 100.0  # beyond, the mesh of the numerical composition grows large and nothing is protected anyway
+LARGEST_NOISE = 1e4
+CLOSE = 1e-3  # a budget's noise is found when it spends more than this much below the whole budget
+Steps = tuple[tuple[float, float, int], ...]  # (noise multiplier, sample rate, steps), each pair once
+
+
+class BudgetUnreachable(UserMistake):
+    """No amount of noise keeps so many steps within so small an epsilon."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Steps of one kind: a Poisson sample of units, clipped gradients, Gaussian noise on their sum."""
+
+    noise_multiplier: float  # standard deviation of the noise, in clipping norms
+    sample_rate: float  # probability with which each unit is in a step's batch
+    steps: int
+
+    def __post_init__(self) -> None:
+        if not (self.noise_multiplier > 0 and math.isfinite(self.noise_multiplier)):
+            raise ValueError(f"noise_multiplier is {self.noise_multiplier}; it must be positive")
+        if not 0 < self.sample_rate <= 1:
+            raise ValueError(f"sample_rate is {self.sample_rate}; it must be in (0, 1]")
+        if self.steps < 0:
+            raise ValueError(f"steps is {self.steps}; it can't be negative")
+
+
+def epsilon(events: Iterable[Event], delta: float) -> float:
+    """Return an upper bound on the epsilon of all events together at `delta` in (0, 1); 0 for none."""
+    steps = _merged(events)
+    return min(_renyi(steps, delta), _numerical(steps, delta)) if steps else 0.0
+
+
+def within(events: Iterable[Event], delta: float, budget: float) -> bool:
+    """Say whether `epsilon(events, delta)` is at most `budget`; the costlier bound is taken only where it decides."""
+    steps = _merged(events)
+    return not steps or _renyi(steps, delta) <= budget or _numerical(steps, delta) <= budget
+
+
+@lru_cache(maxsize=256)
+def noise_multiplier_for(target: float, delta: float, sample_rate: float, total_steps: int) -> float:
+    """Return about the least noise multiplier with which `total_steps` steps spend at most epsilon = `target`.
+
+    Raises:
+        BudgetUnreachable: even a noise of 10⁴ clipping norms spends more.
+    """
+
+    def excess(noise: float) -> float:
+        return math.log(epsilon([Event(noise, sample_rate, total_steps)], delta) / target)
+
+    low, high = 0.5, 1.0
+    while _renyi(((high, sample_rate, total_steps),), delta) > target:
+        low, high = high, 2 * high
+        if high > LARGEST_NOISE:
+            raise BudgetUnreachable(
+                f"{total_steps} steps at a sample rate of {sample_rate:.3g} can't be kept within epsilon = {target:g} "
+                f"at delta = {delta:g}; allow a larger epsilon, or fewer rounds or epochs"
+            )
+    above, below = excess(low), excess(high)
+    while above <= 0:
+        low, high, below = low / 2, low, above
+        above = excess(low)
+    # Regula falsi on log-log axes, where the curve is nearly straight, aimed a little inside the budget.
+    while below < -CLOSE and high / low > 1 + CLOSE / 10:
+        share = (above + CLOSE / 2) / (above - below)
+        middle = low * (high / low) ** min(max(share, 0.02), 0.98)
+        found = excess(middle)
+        low, high, above, below = (low, middle, above, found) if found <= 0 else (middle, high, found, below)
+    return high
+
+
+def _merged(events: Iterable[Event]) -> Steps:
+    counts: dict[tuple[float, float], int] = {}
+    for event in events:
+        kind = (event.noise_multiplier, event.sample_rate)
+        counts[kind] = counts.get(kind, 0) + event.steps
+    return tuple((noise, rate, count) for (noise, rate), count in sorted(counts.items()) if count)
+
+
+def _renyi(steps: Steps, delta: float) -> float:
+    spent = sum((_renyi_step(noise, rate) * count for noise, rate, count in steps), np.zeros(len(ORDERS)))
+    bounds = spent - (np.log(delta) + np.log(ORDERS)) / (ORDERS - 1) + np.log1p(-1 / ORDERS)
+    return max(float(np.nanmin(bounds)), 0.0)
+
+
+@lru_cache(maxsize=1024)
+def _renyi_step(noise: float, rate: float) -> NDArray[np.float64]:
+    return np.asarray(compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=ORDERS.tolist()), dtype=np.float64)
+
+
+@lru_cache(maxsize=1024)
+def _numerical(steps: Steps, delta: float) -> float:
+    """Return the bound by numerical composition, or infinity where it can't be computed."""
+    if _renyi(steps, delta) > NUMERICAL_UP_TO:
+        return math.inf
+    accountant = _Numerical()
+    accountant.history = list(steps)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # log(1 - q) at q = 1
+        try:
+            value = float(accountant.get_epsilon(delta))
+        except (ValueError, RuntimeError):  # delta below the mesh's precision, or the mesh too coarse
+            return math.inf
+    return value if math.isfinite(value) and value >= 0 else math.inf
+
+
+class _Numerical(PRVAccountant):  # type: ignore[misc]
+    """Opacus' accountant on a mesh as wide as its own, whose width comes from Rényi bounds that are kept."""
+
+    def _get_domain(
+        self,
+        prvs: list[PoissonSubsampledGaussianPRV],
+        num_self_compositions: list[int],
+        eps_error: float,
+        delta_error: float,
+    ) -> Domain:
+        kinds = [(prv.noise_multiplier, prv.sample_rate) for prv in prvs]
+        total = sum(num_self_compositions)
+        steps = tuple((*kind, count) for kind, count in zip(kinds, num_self_compositions, strict=True))
+        single = [_renyi(((*kind, 1),), delta_error / (8 * total)) for kind in kinds]
+        width = max(_renyi(steps, delta_error / 4), *single, eps_error) + 3
+        return Domain.create_aligned(-width, width, eps_error / math.sqrt(total * math.log(12 / delta_error) / 2))

@@ -1,0 +1,161 @@
+"""The planet surrogate: equilibrium temperature and radius from star and orbit, learned across observatories.
+
+Which columns count, and why, is said in `planets_catalogue`. With a [privacy] section every planet of the training data
+is protected by DP-SGD at its observatory: epsilon is composed over all rounds in the site's ledger, and the training
+loss, which nothing would protect, is not told. Scores on held-out planets are told as they are, and the number of
+planets is taken to be public.
+"""
+
+import threading
+from collections.abc import Iterator
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+
+from astrofed.client.privacy.accounting import Event, epsilon, noise_multiplier_for
+from astrofed.client.privacy.dpsgd import Mechanism, Units, sampling, train_privately
+from astrofed.client.privacy.ledger import Expense, Ledger
+from astrofed.client.site import Site, SiteSummary
+from astrofed.client.task import Statistics, Task, TrainInstruction, TrainOutcome
+from astrofed.client.tasks.planets_catalogue import Catalogue, read_catalogue
+from astrofed.client.tasks.planets_scores import baselines, predict, scores, unit_losses
+from astrofed.client.training import train_locally
+from astrofed.shared.errors import UserMistake
+from astrofed.shared.plan import Plan, Privacy, Section
+
+LEAST = 10  # planets to train on, and planets held out
+
+
+class TooFewPlanets(UserMistake):
+    """A site has too few planets to train on, or to hold out."""
+
+
+class WrongPrivacyUnit(UserMistake):
+    """The plan protects another unit than the one that the table's contract declares."""
+
+
+class PlanetSurrogate(Task):
+    """Predicts a planet's equilibrium temperature and radius from its star and orbit, with DP-SGD per planet."""
+
+    supports_privacy: ClassVar[bool] = True
+
+    class Options(Section):
+        """What is held out."""
+
+        held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
+        """Share of the stars whose planets no training sees."""
+
+    def __init__(self, plan: Plan, options: BaseModel, site: Site) -> None:
+        super().__init__(plan, options, site)
+        self.options = self.Options.model_validate(options.model_dump())
+        self._ledger = Ledger(site.home)
+        self._lock = threading.Lock()
+        self._catalogue: Catalogue | None = None
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The site's planets, read at the first use; all are held out where the site only evaluates.
+
+        Raises:
+            UserMistake: data missing, corrupt or incomplete, too few planets, or the plan's privacy unit is not theirs.
+        """
+        with self._lock:
+            if self._catalogue is None:
+                share = 1.0 if self.site.role == "evaluate" else self.options.held_out
+                catalogue = read_catalogue(self.site.data, share)
+                self._check(catalogue)
+                self._catalogue = catalogue
+            return self._catalogue
+
+    def summary(self) -> SiteSummary:
+        """Count the site's planets; those without a measured target are not counted among the samples."""
+        found = self.catalogue
+        table = found.table
+        temperatures, radii = (found.training.given.sum(dim=0) + found.held_out.given.sum(dim=0)).int().tolist()
+        return SiteSummary(
+            name=self.site.name,
+            role=self.site.role,
+            num_examples=len(found.training),
+            num_eval_examples=len(found.held_out),
+            num_units=len(found.training),
+            unit=table.privacy_unit,
+            fingerprint=table.fingerprint,
+            description=f"{len(table)} planets: {temperatures} measured temperatures, {radii} measured radii",
+        )
+
+    def train(self, model: nn.Module, statistics: Statistics, instruction: TrainInstruction) -> TrainOutcome:
+        """Train for one round; with privacy the metrics are what is spent so far, without it the dimensionless loss."""
+        planets, privacy = self.catalogue.training, self.plan.privacy
+        targets = planets.targets
+        if self.site.corrupt_targets is not None:
+            targets = self.site.corrupt_targets(targets)
+        units = (planets.features, targets, planets.given)
+        if privacy is not None:
+            return TrainOutcome(len(planets), self._train_privately(model, units, privacy, instruction))
+
+        def batches(generator: torch.Generator) -> Iterator[Units]:
+            order = torch.randperm(len(planets), generator=generator)
+            for rows in torch.split(order, self.plan.training.batch_size):
+                yield tuple(tensor[rows] for tensor in units)
+
+        fit = train_locally(model, batches, _loss, self.plan.training, instruction, self.plan.rounds)
+        return TrainOutcome(len(planets), {"loss": fit.loss})
+
+    def evaluate(self, model: nn.Module, statistics: Statistics, *, with_baselines: bool) -> dict[str, float]:
+        """Return errors on the held-out planets (keys and units: `planets_scores.scores`)."""
+        planets = self.catalogue.held_out
+        metrics = scores(predict(model, planets), planets)
+        if with_baselines:
+            for name, guesses in baselines(planets).items():
+                metrics |= {f"baseline/{name}/{key}": value for key, value in scores(guesses, planets).items()}
+        return metrics
+
+    def _train_privately(
+        self, model: nn.Module, units: Units, privacy: Privacy, instruction: TrainInstruction
+    ) -> dict[str, float]:
+        """Reserve, train, settle; return epsilon and delta of all that was ever spent on the dataset."""
+        plan, table = self.plan, self.catalogue.table
+        rate, steps = sampling(plan.training, len(units[0]))
+        noise = privacy.noise_multiplier
+        if noise is None:
+            assert privacy.epsilon is not None  # the plan has exactly one of the two
+            noise = noise_multiplier_for(privacy.epsilon, privacy.delta, rate, plan.rounds * steps)
+        expense = Expense(
+            run=plan.name,
+            round=instruction.round,
+            mode=plan.mode,
+            dataset=table.fingerprint,
+            unit=table.privacy_unit,
+            units=len(units[0]),
+            clipping_norm=privacy.clipping_norm,
+            event=Event(noise, rate, steps),
+        )
+        mechanism = Mechanism(expense.event, privacy.clipping_norm)
+        reservation = self._ledger.reserve(expense, privacy.epsilon, privacy.delta)
+        train_privately(model, units, _loss, plan.training, instruction, plan.rounds, mechanism)
+        self._ledger.settle(reservation, expense, steps)
+        spent = epsilon(self._ledger.events(table.fingerprint), privacy.delta)
+        return {"epsilon": spent, "delta": privacy.delta}
+
+    def _check(self, found: Catalogue) -> None:
+        name, privacy = self.site.name, self.plan.privacy
+        if privacy is not None and privacy.unit != found.table.privacy_unit:
+            raise WrongPrivacyUnit(
+                f"{name}: privacy.unit is {privacy.unit!r}, but the contract of {self.site.data} declares "
+                f"{found.table.privacy_unit!r}; set privacy.unit = {found.table.privacy_unit!r}"
+            )
+        short_of_training = self.site.role == "train" and len(found.training) < LEAST
+        if short_of_training or found.rows_held_out < LEAST or not len(found.held_out):
+            raise TooFewPlanets(
+                f"{name}: of {len(found.table)} planets {len(found.training)} with a measured target are left to train "
+                f"on and {found.rows_held_out} are held out, {len(found.held_out)} of them with a measured target; at "
+                f"least {LEAST}, {LEAST} and 1 are needed: give a longer table or change task.held_out (now "
+                f"{self.options.held_out:g})"
+            )
+
+
+def _loss(model: nn.Module, batch: Units) -> Tensor:
+    features, targets, given = batch
+    return unit_losses(model(features), targets, given).mean()

@@ -1,0 +1,59 @@
+"""How far predictions of planets are off: in kelvin and Earth radii, in dex, and as one dimensionless number."""
+
+import torch
+from torch import Tensor, nn
+
+from astrofed.client.tasks.planets_catalogue import TARGET_CENTRE, TARGET_WIDTH, Planets
+from astrofed.shared.models.planet_layout import TARGETS
+
+_FARTHEST = 20.0  # widths from the centre beyond which a prediction in physical units stays where it is
+
+
+def unit_losses(predictions: Tensor, targets: Tensor, given: Tensor) -> Tensor:
+    """Return [planet]: squared errors in widths, summed over a planet's targets and halved; absent targets count 0."""
+    return ((predictions - targets).square() * given).sum(dim=1) / 2
+
+
+@torch.no_grad()
+def scores(predictions: Tensor, planets: Planets) -> dict[str, float]:
+    """Return the errors of predictions [planet, target], both in widths around the centre (float64).
+
+    "loss": root mean square error in widths over all targets there are. For each target that has a value, root mean
+    square errors "rmse/pl_eqt" [K] and "rmse/pl_rade" [R_earth], and "dex/…" of log10 of the same.
+    """
+    given = planets.given.bool()
+    centre, width = torch.from_numpy(TARGET_CENTRE), torch.from_numpy(TARGET_WIDTH)
+    truth, predictions = planets.targets.double(), predictions.double()
+    found = {"loss": _root_mean_square((predictions - truth)[given])}
+    physical = 10 ** (torch.stack((predictions.clamp(-_FARTHEST, _FARTHEST), truth)) * width + centre)
+    for index, name in enumerate(TARGETS):
+        rows = given[:, index]
+        if rows.any():
+            found[f"rmse/{name}"] = _root_mean_square((physical[0] - physical[1])[rows, index])
+            found[f"dex/{name}"] = _root_mean_square((predictions - truth)[rows, index] * width[index])
+    return found
+
+
+@torch.no_grad()
+def predict(model: nn.Module, planets: Planets) -> Tensor:
+    """Return a model's predictions [planet, target] in widths around the centre."""
+    model.eval()
+    predictions: Tensor = model(planets.features)
+    return predictions
+
+
+def baselines(planets: Planets) -> dict[str, Tensor]:
+    """Return what is to be beaten, as predictions [planet, target] in widths around the centre, by name.
+
+    "constant": every planet has 800 K and 3 Earth radii. "zero-albedo": the temperature by the formula for a planet
+    that reflects nothing, and again 3 Earth radii, since nothing as simple predicts a radius from star and orbit.
+    """
+    constant = torch.zeros_like(planets.targets)
+    formula = constant.clone()
+    known = (planets.zero_albedo - float(TARGET_CENTRE[0])) / float(TARGET_WIDTH[0])
+    formula[:, 0] = torch.where(known.isfinite(), known, 0.0)  # without it there is no target either
+    return {"constant": constant, "zero-albedo": formula}
+
+
+def _root_mean_square(errors: Tensor) -> float:
+    return float(errors.square().mean().sqrt())
