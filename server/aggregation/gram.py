@@ -1,38 +1,33 @@
-"""The Gram matrix of the updates, in one pass over column blocks: all that distance-based rules need to know.
+"""The Gram matrix of the updates, from one pass over the data: all that distance-based rules need to know.
 
-Distances from a Gram matrix, ||x||^2 + ||y||^2 - 2 x.y, lose digits when the updates lie close together and far from
-where they are measured from. Measured from the global model that is rare; where it happens, a second pass measures from
-the most central update, chosen by its median distance to the others so that no minority of liars decides on it.
+Distances are measured directly, so that updates that lie close together and far from where they are measured from lose
+no digits, as they do in ||x||^2 + ||y||^2 - 2 x.y. The matrix is about the most central update, chosen by its median
+distance to the others so that no minority of liars decides on it.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 
 from astrofed.server.aggregation.base import Floats, squared_distances
 from astrofed.server.aggregation.updates import Updates
 
-CLOSE = 1e-6  # squared spread over squared offset; leaves distances a relative error of about 1e-9
-
 
 def gram_matrix(updates: Updates) -> Floats:
-    """Return the inner products (n, n) of the updates about the global model, or about one if they lie together.
+    """Return the inner products (n, n) of the updates' differences from the most central of them.
 
     Only what is the same about any point has a meaning: distances, and mixes with weights that sum to 1.
     """
-    gram = _accumulate(updates, lambda rows: rows)
-    distances = squared_distances(gram)
-    reach = np.median(distances, axis=1)
-    centre = int(np.argmin(reach))
-    if reach[centre] < CLOSE * gram[centre, centre]:
-        gram = _accumulate(updates, lambda rows: rows - rows[centre])
+    from astrofed.server.aggregation.passes import distances
+
+    squares = distances(updates)
+    to_centre = squares[_middle(squares)]
+    gram: Floats = (to_centre[:, None] + to_centre[None, :] - squares) / 2
     return gram
 
 
-def _accumulate(updates: Updates, shift: Callable[[Floats], Floats]) -> Floats:
-    n = len(updates.replies)
-    gram = np.zeros((n, n))
-    for block in updates.blocks(range(n)):
-        rows = shift(block.rows)
-        gram += rows @ rows.T
-    return gram
+def most_central(gram: Floats) -> int:
+    """Return the update with the lowest median distance to the others, the first of them where several have it."""
+    return _middle(squared_distances(gram))
+
+
+def _middle(squares: Floats) -> int:
+    return int(np.argmin(np.median(squares, axis=1)))

@@ -7,8 +7,9 @@ Algorithm M) sorts any number of rows with O(n log^2 n) comparisons that don't d
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
-from astrofed.server.aggregation.base import Floats
+from astrofed.server.aggregation.base import Floats, MeanAroundMedian, MeanOfRanks
 
 
 @lru_cache(maxsize=64)
@@ -26,6 +27,27 @@ def comparators(n: int) -> tuple[tuple[int, int], ...]:
             d, q, r = q - p, q // 2, p
         p //= 2
     return tuple(pairs)
+
+
+@lru_cache(maxsize=64)
+def network(n: int, reduction: MeanOfRanks | MeanAroundMedian) -> NDArray[np.int64]:
+    """Return the comparators (m, 2) that a reduction of n rows needs, in order.
+
+    Going back from the end, a comparator may go if neither of its rows is used after it, or if both only enter the same
+    mean, whose sum an exchange doesn't change.
+    """
+    unused, summed, needed = range(3)
+    if isinstance(reduction, MeanAroundMedian):
+        rows = [needed] * n
+    else:
+        rows = [summed if reduction.first <= rank < reduction.stop else unused for rank in range(n)]
+    kept = []
+    for i, j in reversed(comparators(n)):
+        if rows[i] == rows[j] != needed:
+            continue
+        kept.append((i, j))
+        rows[i] = rows[j] = needed
+    return np.array(kept[::-1], np.int64).reshape(-1, 2)
 
 
 def sort_rows(rows: Floats) -> None:

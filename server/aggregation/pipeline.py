@@ -2,8 +2,7 @@
 
 Weights of mixing stages multiply; the Gram matrix of mixed updates is W G W^T. Where lengths matter, the global model
 is one more point, with an update of zero, so that weights sum to 1 all the same. The data are read at most twice, for
-the Gram matrix and for the result (three times where updates lie close together, see `gram`). Beyond the replies memory
-is O(n^2 + n * block).
+the Gram matrix and for the result. Beyond the replies memory is O(n^2 + n * block).
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from astrofed.server.aggregation.base import (
     largest_f,
     minimum_replies,
 )
-from astrofed.server.aggregation.gram import gram_matrix
+from astrofed.server.aggregation.gram import gram_matrix, most_central
 from astrofed.server.aggregation.updates import Arrays, Updates, flat, spans
 
 
@@ -32,7 +31,7 @@ from astrofed.server.aggregation.updates import Arrays, Updates, flat, spans
 class Aggregate:
     """The next model and what became of each reply."""
 
-    arrays: dict[str, NDArray[Any]]  # names, shapes, dtypes and order of the global model
+    arrays: dict[str, NDArray[Any]]  # names, shapes, dtypes and order of the global model; may be views of a reply
     weights: Floats | None  # (n,), each reply's share of the new model; None for rules on single coordinates
     left_out: Mapping[int, str]  # replies without a share, by index, with a reason
 
@@ -115,8 +114,8 @@ class Pipeline:
             weights = _apply(self.rule, weights[None], rows)[0]
             return Aggregate(_combine(updates, weights, n), weights[:n], _explain(self.name, gram, weights, n))
         left_out = {int(i): f"{self.name} did not select it" for i in np.flatnonzero(~rows[:, :n].any(axis=0))}
-        mixing = rows[:, :n] if self.pre else None
-        return Aggregate(_reduce(Updates(reference, replies), mixing, self.rule, self.f), None, left_out)
+        mixing = rows if self.pre else None
+        return Aggregate(_reduce(updates, mixing, self.rule, self.f, n, gram), None, left_out)
 
     def _too_few(self, n: int, need: int | None) -> str:
         if need is None:
@@ -143,20 +142,39 @@ def _apply(stage: Rule, weights: Floats, rows: Floats) -> Floats:
 
 
 def _combine(updates: Updates, weights: Floats, n: int) -> dict[str, NDArray[Any]]:
-    """Return the model moved by the weighted updates; the first n of them are replies."""
+    """Return the weighted mean of the points; the first n of them are replies. One alone is itself, not a copy."""
+    from astrofed.server.aggregation.passes import weighted_mean
+
     clients = np.flatnonzero(weights).tolist()
-    kept = weights[clients]
     result = _blank(updates, n)
-    for block in updates.blocks(clients):
-        _store(updates, result, block.name, block.columns, kept @ block.rows)
+    if len(clients) == 1:
+        return result | {name: updates.replies[clients[0]][name] for name in updates.floats}
+    weighted_mean(updates, clients, weights[clients], result)
     return result
 
 
-def _reduce(updates: Updates, mixing: Floats | None, rule: Coordinatewise, f: int) -> dict[str, NDArray[Any]]:
-    result = _blank(updates, len(updates.replies))
-    for block in updates.blocks(range(len(updates.replies))):
+def _reduce(
+    updates: Updates, mixing: Floats | None, rule: Coordinatewise, f: int, n: int, gram: Floats
+) -> dict[str, NDArray[Any]]:
+    """Return the rule's value at each coordinate, of the n replies or of mixes (m, points) of all points."""
+    from astrofed.server.aggregation.passes import order_statistic
+
+    result = _blank(updates, n)
+    clients = list(range(n))
+    if mixing is not None:
+        clients = np.flatnonzero(mixing.any(axis=0)).tolist()
+        mixing = mixing[:, clients]
+        if (np.count_nonzero(mixing, axis=1) == 1).all():  # a selection
+            clients, mixing = [clients[place] for place in mixing.argmax(axis=1)], None
+    reduction = rule.reduction(len(clients) if mixing is None else len(mixing), f)
+    if reduction is not None:
+        centre = -1 if mixing is None else most_central(gram[np.ix_(clients, clients)])
+        order_statistic(updates, clients, reduction, result, mixing, centre)
+        return result
+    for block in updates.blocks(clients):
         rows = block.rows if mixing is None else mixing @ block.rows
-        _store(updates, result, block.name, block.columns, rule.reduce(rows, f))
+        change = rule.reduce(rows, f)
+        result[block.name].reshape(-1)[block.columns] = flat(updates.reference[block.name], block.columns) + change
     return result
 
 
@@ -169,10 +187,6 @@ def _blank(updates: Updates, n: int) -> dict[str, NDArray[Any]]:
             rows = np.stack([flat(reply[name], columns) for reply in updates.replies[:n]])
             result[name].reshape(-1)[columns] = np.sort(rows, axis=0)[middle]
     return result
-
-
-def _store(updates: Updates, result: dict[str, NDArray[Any]], name: str, columns: slice, change: Floats) -> None:
-    result[name].reshape(-1)[columns] = flat(updates.reference[name], columns) + change
 
 
 def _explain(name: str, gram: Floats, weights: Floats, n: int) -> dict[int, str]:

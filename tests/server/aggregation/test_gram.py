@@ -27,7 +27,7 @@ def off_diagonal(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
 def test_inner_products_of_a_case_by_hand() -> None:
     models = np.array([[1.0, 2.0], [3.0, 1.0], [0.0, -1.0]])
     gram = gram_matrix(updates_of(np.array([1.0, 1.0]), models))
-    assert gram.tolist() == [[1.0, 0.0, -2.0], [0.0, 4.0, -2.0], [-2.0, -2.0, 5.0]]
+    assert gram.tolist() == [[0.0, 0.0, 0.0], [0.0, 5.0, 1.0], [0.0, 1.0, 10.0]]  # about the first, the most central
     assert squared_distances(gram).tolist() == [[0.0, 5.0, 10.0], [5.0, 0.0, 13.0], [10.0, 13.0, 0.0]]
 
 
@@ -41,7 +41,7 @@ def test_many_arrays_and_blocks_add_up() -> None:
     ]
     flat = np.stack([np.concatenate([a.ravel() for a in reply.values()]) for reply in replies])
     distances = squared_distances(gram_matrix(Updates(reference, replies)))
-    np.testing.assert_allclose(distances, direct_distances(flat), rtol=1e-12)
+    np.testing.assert_allclose(distances, direct_distances(flat), rtol=1e-6)  # squares are float32 within a block
 
 
 def test_transposed_memory_is_read_in_the_models_order() -> None:

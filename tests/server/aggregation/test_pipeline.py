@@ -149,7 +149,9 @@ def test_agrees_with_the_papers_definition(name: str, dtype: Any) -> None:
     models = random_models(1, dtype=dtype)
     found = result(name, models)
     assert found.dtype == dtype
-    rtol, atol = 2 * np.finfo(dtype).eps, 1e-5 if "geometric" in name else 1e-15  # it stops when it has settled
+    rtol, atol = 2 * np.finfo(dtype).eps, 1e-8 if dtype == np.float32 else 1e-15  # of distances squared in float32
+    if "geometric" in name:
+        atol = 1e-5  # it stops when it has settled
     np.testing.assert_allclose(found, plain(name, models).astype(dtype), rtol=rtol, atol=atol)
 
 

@@ -1,0 +1,140 @@
+"""Whole passes over the updates by compiled code: distances, a weighted mean, or an order statistic of each coordinate.
+
+Coordinates are cut into tasks by their number alone and results added in the tasks' order, so that the result does not
+depend on how many threads there are. Importing this module imports numba; do so only where updates are aggregated.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from astrofed.server.aggregation import kernels
+from astrofed.server.aggregation.base import Floats, MeanAroundMedian, MeanOfRanks
+from astrofed.server.aggregation.order import network
+from astrofed.server.aggregation.updates import Integers, Segment, Updates
+
+TASKS = 32
+GRAIN = 1 << 15  # columns of the smallest task; a multiple of every block
+PARTIAL_BYTES = 32 << 20  # for the tasks' distances, before they are added
+CACHE_BYTES = 640 << 10  # of a block whose pairs are compared
+
+
+def distances(updates: Updates) -> Floats:
+    """Return the squared Euclidean distances (n, n) between all updates, with float64's range.
+
+    Float32 differences are taken directly and squares added in float32 over up to 2048 coordinates, then in float64:
+    a relative error of some 1e-7, however close together or far from zero the updates lie.
+    """
+    n = len(updates.replies)
+    total = np.zeros((n, n))
+    most = max(2, min(TASKS, PARTIAL_BYTES // (8 * n * n)))
+    for segment in updates.segments(range(n)):
+        block = int(np.clip(CACHE_BYTES // (n * segment.dtype.itemsize) // 256 * 256, 256, 2048))
+        parts, calls = [], []
+        for pieces in _tasks(segment, most):
+            parts.append(np.zeros((n, n)))
+            like = np.zeros(1, segment.dtype)
+            calls.append(partial(kernels.add_distances, segment.addresses, pieces, block, like, parts[-1]))
+        _run(calls)
+        for part in parts:
+            total += part
+    return total + total.T
+
+
+def weighted_mean(
+    updates: Updates, clients: Sequence[int], weights: Floats, result: Mapping[str, NDArray[Any]]
+) -> None:
+    """Write the weighted mean of some clients; weights sum to 1. Exact in float64 but for the last digit."""
+    heaviest = int(np.argmax(weights))
+    order = [*np.delete(np.asarray(clients), heaviest).tolist(), clients[heaviest]]
+    others = np.delete(weights, heaviest)
+    for segment in updates.segments(order, result):
+        like = np.zeros(1, segment.dtype)
+        call = partial(kernels.weighted_sum, segment.addresses)
+        _run([partial(call, pieces, others, 1024, like, segment.results) for pieces in _tasks(segment)])
+
+
+def order_statistic(
+    updates: Updates,
+    clients: Sequence[int],
+    reduction: MeanOfRanks | MeanAroundMedian,
+    result: Mapping[str, NDArray[Any]],
+    mixing: Floats | None = None,
+    centre: int = -1,
+) -> None:
+    """Write an order statistic of each coordinate: of some clients, or of weighted means of them.
+
+    Args:
+        updates: the updates.
+        clients: those that are read.
+        reduction: what is done to the sorted values.
+        result: the new model's arrays.
+        mixing: (m, clients) weights of each mean, rows summing to 1.
+        centre: the client, by its place in `clients`, from which means are measured, so that they lose no digits.
+    """
+    count = len(clients) if mixing is None else len(mixing)
+    exchanges = network(count, reduction)
+    if isinstance(reduction, MeanAroundMedian):
+        ranks = np.array([0, 0, reduction.keep])
+    else:
+        ranks = np.array([reduction.first, reduction.stop, 0])
+    weights = np.empty((0, 0)) if mixing is None else mixing
+    starts = np.concatenate([[0], np.cumsum(np.count_nonzero(weights, axis=1))]).astype(np.int64)
+    members = np.nonzero(weights)[1].astype(np.int64)
+    held = 0 if mixing is None else len(clients)
+    for segment in updates.segments(clients, result):
+        kind = segment.dtype if mixing is None else np.dtype(np.float64)
+        call = partial(kernels.order_statistics, segment.addresses)
+        rest = (exchanges, ranks, starts, members, weights[weights != 0], centre, np.zeros(1, segment.dtype))
+        _run(
+            [partial(_with_rows, call, pieces, rest, kind, held, count, segment.results) for pieces in _tasks(segment)]
+        )
+
+
+def _with_rows(
+    call: Callable[..., None],
+    pieces: Integers,
+    rest: tuple[Any, ...],
+    kind: np.dtype[Any],
+    held: int,
+    count: int,
+    results: Integers,
+) -> None:
+    """Give each thread rows of its own, for as long as it works."""
+    call(pieces, *rest, np.zeros((held, kernels.LANES), kind), np.zeros((count, kernels.LANES), kind), results)
+
+
+def _tasks(segment: Segment, most: int = TASKS) -> Iterator[Integers]:
+    """Yield the pieces of each task: rows (array, start, stop)."""
+    share = -(-int(segment.sizes.sum()) // most)
+    share = max(1, -(-share // GRAIN)) * GRAIN
+    pieces: list[tuple[int, int, int]] = []
+    room = share
+    for array, size in enumerate(segment.sizes.tolist()):
+        start = 0
+        while start < size:
+            stop = min(size, start + room)
+            pieces.append((array, start, stop))
+            room -= stop - start
+            start = stop
+            if room == 0:
+                yield np.array(pieces, np.int64)
+                pieces, room = [], share
+    if pieces:
+        yield np.array(pieces, np.int64)
+
+
+def _run(calls: Sequence[Callable[[], None]]) -> None:
+    threads = min(len(calls), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    if threads < 2:
+        for call in calls:
+            call()
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(call) for call in calls]:
+            done.result()
