@@ -72,7 +72,7 @@ def lies(rng: np.random.Generator, honest: Points, f: int) -> Points:
     mean, spread = honest.mean(axis=0), honest.std(axis=0)
     kind = rng.integers(6)
     if kind == 0:
-        return mean + rng.normal(size=(f, len(mean))) * 10.0 ** rng.integers(0, 30)
+        return np.asarray(mean + rng.normal(size=(f, len(mean))) * 10.0 ** rng.integers(0, 30))
     if kind == 1:
         return np.repeat([mean - rng.uniform(0, 4) * spread], f, axis=0)  # as ALIE does
     if kind == 2:
@@ -80,7 +80,9 @@ def lies(rng: np.random.Generator, honest: Points, f: int) -> Points:
     if kind == 3:
         return np.repeat(honest[[rng.integers(len(honest))]], f, axis=0)  # as mimic does
     if kind == 4:
-        return np.repeat([honest[np.argmax(((honest - mean) ** 2).sum(axis=1))] * 1.01 - 0.01 * mean], f, axis=0)
+        return np.asarray(
+            np.repeat([honest[np.argmax(((honest - mean) ** 2).sum(axis=1))] * 1.01 - 0.01 * mean], f, axis=0)
+        )
     return rng.normal(size=(f, len(mean))) * spread + mean
 
 

@@ -80,7 +80,7 @@ def plain_bulyan(x: NDArray[Any], f: int) -> NDArray[Any]:
 
 def plain_around_median(x: NDArray[Any], keep: int) -> NDArray[Any]:
     order = np.argsort(np.abs(x - np.median(x, axis=0)), axis=0)[:keep]
-    return np.take_along_axis(x, order, axis=0).mean(axis=0)
+    return np.asarray(np.take_along_axis(x, order, axis=0).mean(axis=0))
 
 
 def plain_geometric_median(x: NDArray[Any], f: int) -> NDArray[Any]:
@@ -88,13 +88,15 @@ def plain_geometric_median(x: NDArray[Any], f: int) -> NDArray[Any]:
     for _ in range(2000):
         inverse = 1 / np.sqrt(((x - v) ** 2).sum(axis=1))
         v = inverse @ x / inverse.sum()
-    return v
+    return np.asarray(v)
 
 
 def plain_mda(x: NDArray[Any], f: int) -> NDArray[Any]:
     distances = plain_distances(x)
     sets = [list(chosen) for chosen in combinations(range(len(x)), len(x) - f)]
-    return x[min(sets, key=lambda s: (distances[np.ix_(s, s)].max(), distances[np.ix_(s, s)].sum()))].mean(axis=0)
+    return np.asarray(
+        x[min(sets, key=lambda s: (distances[np.ix_(s, s)].max(), distances[np.ix_(s, s)].sum()))].mean(axis=0)
+    )
 
 
 def plain_clipping(x: NDArray[Any], f: int) -> NDArray[Any]:
@@ -103,17 +105,17 @@ def plain_clipping(x: NDArray[Any], f: int) -> NDArray[Any]:
     for _ in range(3):
         far = np.sqrt(((x - v) ** 2).sum(axis=1))
         v = v + ((x - v) * np.minimum(1, np.sort(far)[len(x) - 2 * f - 1] / far)[:, None]).mean(axis=0)
-    return v
+    return np.asarray(v)
 
 
 def plain_arc(x: NDArray[Any], f: int) -> NDArray[Any]:
     lengths = np.sqrt((x**2).sum(axis=1))
     bound = np.sort(lengths)[::-1][2 * f * (len(x) - f) // len(x)]
-    return x * np.minimum(1, bound / lengths)[:, None]
+    return np.asarray(x * np.minimum(1, bound / lengths)[:, None])
 
 
 def plain_clip(x: NDArray[Any], f: int) -> NDArray[Any]:
-    return x * np.minimum(1, 5 / np.sqrt((x**2).sum(axis=1)))[:, None]
+    return np.asarray(x * np.minimum(1, 5 / np.sqrt((x**2).sum(axis=1)))[:, None])
 
 
 def plain_nnm(x: NDArray[Any], f: int) -> NDArray[Any]:

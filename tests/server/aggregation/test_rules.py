@@ -144,7 +144,7 @@ def test_stages_that_merge_updates_ask_for_as_many_more() -> None:
 
 
 def vectors_gram(vectors: list[list[float]]) -> Floats:
-    return np.array(vectors) @ np.array(vectors).T
+    return np.asarray(np.array(vectors) @ np.array(vectors).T)
 
 
 def test_bulyan_selects_one_after_the_other() -> None:
