@@ -108,6 +108,7 @@ def train_locally(
     losses = module.work.losses
     for weight in module.work.weights:
         weight.grad = None
+    del module.model, module.work  # which hold on to the site's data
     _idle.append(module)
     mean = float(torch.stack(losses).mean()) if losses else 0.0
     if not math.isfinite(mean):

@@ -35,14 +35,14 @@ def from_numpy(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
     for name, array in arrays.items():
         flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         data = b"".join((_header(array.dtype, array.shape), flat.data))
-        record[name] = stored(_name(array.dtype), array.shape, data)
+        record[name] = stored(array.dtype, array.shape, data)
     return record
 
 
-def stored(dtype: str, shape: tuple[int, ...], data: bytes) -> Array:
+def stored(dtype: np.dtype[Any], shape: tuple[int, ...], data: bytes) -> Array:
     """Return Flower's array of the bytes of a `.npy` file, without its constructor, which guesses what it was given."""
     array = Array.__new__(Array)
-    array.__dict__.update(dtype=dtype, shape=shape, stype=NPY, data=data)
+    array.__dict__.update(dtype=_name(dtype), shape=shape, stype=NPY, data=data)
     return array
 
 

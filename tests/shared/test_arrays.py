@@ -254,6 +254,6 @@ def test_arrays_that_are_not_the_models_are_refused() -> None:
 
 
 def test_a_stored_array_is_one_of_flowers() -> None:
-    array = stored("float32", (2,), GOOD)
+    array = stored(np.dtype("f4"), (2,), GOOD)
     assert type(array) is Array and array == Array("float32", (2,), NPY, GOOD)
     assert array.is_dirty and array.object_id == Array("float32", (2,), NPY, GOOD).object_id
