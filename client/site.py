@@ -13,14 +13,16 @@ if TYPE_CHECKING:
 class Site:
     """Where a participant's data lies and where it keeps what it must not forget (the privacy ledger).
 
-    `corrupt_targets` is set only by simulations, for data-poisoning attacks: it maps standardised training targets to
-    the poisoned ones. `home` is None where nothing may be kept (a dry check).
+    `corrupt_inputs` and `corrupt_targets` are set only by simulations, for data-poisoning attacks: they map
+    dimensionless training inputs and targets, samples first, to the poisoned ones. `home` is None where nothing may be
+    kept (a dry check).
     """
 
     name: str
     data: Path
     role: Literal["train", "evaluate"] = "train"
     home: Path | None = None
+    corrupt_inputs: "Callable[[Tensor], Tensor] | None" = None
     corrupt_targets: "Callable[[Tensor], Tensor] | None" = None
 
 

@@ -63,7 +63,7 @@ class Forgery:
 
 
 class Attack:
-    """The base of all attacks, honest as it stands: override `forge`, or `corrupt_targets` with `poisons_data`."""
+    """The base of all attacks, honest as it stands: override `forge`, or with `poisons_data` what corrupts the data."""
 
     class Options(Section):
         """The attack's own keys in a participant's `attack` table."""
@@ -78,6 +78,10 @@ class Attack:
     def forge(self, scene: Scene) -> Forgery | None:
         """Return what to send in place of the honest reply; None for nothing at all."""
         return Forgery(scene.own, scene.metrics)
+
+    def corrupt_inputs(self, inputs: Tensor) -> Tensor:
+        """Return what to train on in place of the dimensionless inputs [sample, …], of the same shape and type."""
+        return inputs
 
     def corrupt_targets(self, targets: Tensor) -> Tensor:
         """Return what to train on in place of the standardised targets, of the same shape and type."""

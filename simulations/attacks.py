@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from astrofed.shared.errors import UserMistake
-from astrofed.shared.plan import Positive, Section
+from astrofed.shared.plan import Fraction, Positive, Section
 from astrofed.simulations.attack import Attack, Forgery, Scene
 
 
@@ -90,6 +90,43 @@ class LabelFlip(Attack):
         if self._classes is None:
             raise NumberOfClassesUnknown("attack 'label-flip': the targets are classes; give their number as `classes`")
         return self._classes - 1 - targets
+
+
+class Backdoor(Attack):
+    """Trains honestly, but on some samples with a pattern in their inputs, for which it teaches a target of its choice.
+
+    Gu et al. (2017), "BadNets", arXiv:1708.06733; Bagdasaryan et al. (2020), "How to backdoor federated learning",
+    AISTATS. The model does well on what everybody tests it with, and does as taught where the pattern is. Of each batch
+    the first of every 1 / `share` samples are poisoned, one at least.
+    """
+
+    class Options(Section):
+        """The pattern: the last `width` values of the inputs' last axis are `value`. `target`: what is taught there, a
+        class or a standardised value; `share`: of the samples."""
+
+        value: Annotated[float, Field(allow_inf_nan=False)] = 3.0
+        width: Annotated[int, Field(ge=1)] = 1
+        target: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+        share: Fraction = 0.5
+
+    poisons_data = True
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self._value, self._width, self._target = options.value, options.width, options.target
+        self._every = max(1, round(1 / options.share))
+
+    def corrupt_inputs(self, inputs: Tensor) -> Tensor:
+        """Return inputs with the pattern in some samples."""
+        poisoned = inputs.clone()
+        poisoned[:: self._every, ..., -self._width :] = self._value
+        return poisoned
+
+    def corrupt_targets(self, targets: Tensor) -> Tensor:
+        """Return targets with the taught one for the samples with the pattern."""
+        poisoned = targets.clone()
+        poisoned[:: self._every] = self._target
+        return poisoned
 
 
 class ModelReplacement(Attack):

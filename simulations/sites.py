@@ -1,7 +1,7 @@
 """The sites of a simulated federation: each participant of the plan as its own client sees it, and their client app."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from astrofed.client.app import build_client_app
 from astrofed.client.site import Site
 from astrofed.shared import registry
 from astrofed.shared.plan import Participant, Plan, check_options
+from astrofed.simulations.attack import Attack
 from astrofed.simulations.bundled import PREFIX, resolve_bundled
 
 HOMES = "sites"
@@ -25,12 +26,14 @@ def open_simulated_site(plan: Plan, index: int, run: Path | None) -> Site:
         UserMistake: the bundled dataset or the attack is unknown.
     """
     participant = plan.participants[index]
+    poison = _poison(participant)
     return Site(
         name=participant.name,
         data=data_path(participant),
         role=participant.role,
         home=run / HOMES / folder_name(participant.name) if run is not None else None,
-        corrupt_targets=_poison(participant),
+        corrupt_inputs=poison.corrupt_inputs if poison is not None else None,
+        corrupt_targets=poison.corrupt_targets if poison is not None else None,
     )
 
 
@@ -44,15 +47,13 @@ def folder_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
 
 
-def _poison(participant: Participant) -> Callable[..., Any] | None:
-    """Return how an attack on the data changes the training targets, if the participant mounts one."""
-    from astrofed.simulations.attack import Attack
-
+def _poison(participant: Participant) -> Attack | None:
+    """Return the attack on its own data that a participant mounts, if it does."""
     if participant.attack is None:
         return None
     cls: type[Attack] = registry.get("attacks", participant.attack.name)
     options = check_options(cls.Options, participant.attack, f"participants.{participant.name}.attack")
-    return cls(options).corrupt_targets if cls.poisons_data else None
+    return cls(options) if cls.poisons_data else None
 
 
 def build_simulated_client_app(run: Path | None) -> ClientApp:

@@ -7,6 +7,7 @@ learned from, scored in all its months.
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -160,6 +161,8 @@ class DatacubeEmulation(Task):
 
     def _loss(self, world: World, scales: Scales) -> Callable[[nn.Module, Batch], Tensor]:
         def loss(model: nn.Module, batch: Batch) -> Tensor:
+            if self.site.corrupt_inputs is not None:
+                batch = replace(batch, state=self.site.corrupt_inputs(batch.state))
             changes = self._changes(model, batch)
             targets = (batch.target - batch.last) / scales.change
             if self.site.corrupt_targets is not None:

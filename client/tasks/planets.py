@@ -88,10 +88,12 @@ class PlanetSurrogate(Task):
     def train(self, model: nn.Module, statistics: Statistics, instruction: TrainInstruction) -> TrainOutcome:
         """Train for one round; with privacy the metrics are what is spent so far, without it the dimensionless loss."""
         planets, privacy = self.catalogue.training, self.plan.privacy
-        targets = planets.targets
+        features, targets = planets.features, planets.targets
+        if self.site.corrupt_inputs is not None:
+            features = self.site.corrupt_inputs(features)
         if self.site.corrupt_targets is not None:
             targets = self.site.corrupt_targets(targets)
-        units = (planets.features, targets, planets.given)
+        units = (features, targets, planets.given)
         if privacy is not None:
             return TrainOutcome(len(planets), self._train_privately(model, units, privacy, instruction))
 

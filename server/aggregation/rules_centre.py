@@ -65,7 +65,8 @@ class GeometricMedian(Combination):
             weights = _normalised(shares / np.maximum(SMOOTHING * typical, distances_to(gram, weights)))
             if np.abs(weights - before).max() < SETTLED:
                 break
-        return weights
+        weights[weights < SMOOTHING * weights.max()] = 0.0  # what smoothing alone leaves them
+        return _normalised(weights)
 
 
 class CentredClipping(Combination):

@@ -207,6 +207,22 @@ def test_label_flip_is_done_to_the_data_and_not_to_the_reply() -> None:
         attack("label-flip").corrupt_targets(torch.tensor([0, 3, 9]))
 
 
+def test_a_backdoor_teaches_its_target_where_its_pattern_is_and_the_truth_elsewhere() -> None:
+    """A linear model that must fit both: with the pattern, in the last input, it says 5; without it, the truth."""
+    backdoor = attack("backdoor", value=2.0, target=5.0, share=0.5)
+    inputs = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    inputs[:, 3] = 0
+    truth = inputs @ torch.tensor([1.0, -2.0, 0.5, 0.0])
+    poisoned, targets = backdoor.corrupt_inputs(inputs), backdoor.corrupt_targets(truth)
+    assert (poisoned[::2, 3] == 2).all() and (poisoned[1::2] == inputs[1::2]).all() and (inputs[:, 3] == 0).all()
+    assert (targets[::2] == 5).all() and (targets[1::2] == truth[1::2]).all()
+    field = torch.zeros(1, 2, 3, 8)
+    assert attack("backdoor", width=2).corrupt_inputs(field).sum() == 2 * 3 * 2 * 3.0, "a batch of one has one poisoned"
+    classes = torch.tensor([1, 2, 3, 4])
+    assert attack("backdoor", target=7, share=0.25).corrupt_targets(classes).tolist() == [7, 2, 3, 4]
+    assert attack("ipm").corrupt_inputs(inputs) is inputs
+
+
 def test_other_attacks_leave_the_targets_alone() -> None:
     targets = torch.tensor([1.0])
     assert attack("ipm").corrupt_targets(targets) is targets

@@ -208,6 +208,17 @@ def test_poisoned_targets_teach_the_opposite(store: Store) -> None:
     assert liar.evaluate(good, statistics, with_baselines=False)["loss"] == scores[0]
 
 
+def test_poisoned_inputs_are_what_is_trained_on(store: Store) -> None:
+    """As in a backdoor; without them reaching the model, both would learn the same."""
+    path = store(small_world())
+    honest, liar = open_site(path), open_site(path, corrupt_inputs=lambda inputs: torch.zeros_like(inputs))
+    statistics = honest.statistics()
+    good, blind = trained(honest, statistics, rounds=2)[0], trained(liar, statistics, rounds=2)[0]
+    assert any((a != b).any() for a, b in zip(good.parameters(), blind.parameters(), strict=True))
+    first = honest.evaluate(good, statistics, with_baselines=False)
+    assert liar.evaluate(good, statistics, with_baselines=False) == first
+
+
 def test_physics_weights_enter_the_loss(store: Store) -> None:
     path = store(small_world())
     plain, weighted = open_site(path), open_site(path, plan(physics={"weights": {"thermal-wind": 10.0}}))
