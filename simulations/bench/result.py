@@ -1,0 +1,129 @@
+"""What a benchmark came to: rows of measured numbers, each beside the targets it is judged by; as JSON, as a table."""
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SOFTWARE = ("astrofed", "flwr", "torch", "ray", "pfl", "pytorch-lightning", "numpy")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a row should reach, and whether it does; None: it could not be evaluated here."""
+
+    target: str
+    measured: float | None
+    met: bool | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One runtime at one piece of work; None where a number has no meaning or was not measured."""
+
+    work: str  # "trivial", "digits-cnn", …
+    clients: int
+    runtime: str  # "astrofed embedded", "bare loop", …
+    seconds_per_round: float | None = None  # median
+    rounds: int = 0  # how many the median is over
+    overhead_s: float | None = None  # a round's seconds beyond the bare loop's, median of the pairs
+    ratio_to_bare: float | None = None  # median of the pairs of rounds run one after the other
+    ratio_to_pfl: float | None = None
+    overhead_ratio: float | None = None  # how many times less overhead a round than Flower's simulation runtime
+    first_round_s: float | None = None  # from the call of `simulate` to the end of the first round, in a new process
+    process_s: float | None = None  # the same from the start of that process
+    difference: float | None = None  # largest difference of a final weight from the bare loop's
+    targets: tuple[Target, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where it was measured."""
+
+    processor: str
+    cores: int  # that this process may use
+    load: float  # processes running or waiting, mean of the minute before
+    software: dict[str, str]
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """A benchmark's rows, and what they were measured with."""
+
+    title: str
+    machine: Machine
+    rows: tuple[Row, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def met(self) -> bool | None:
+        """Whether all targets are met; None where none is missed but some could not be evaluated."""
+        outcomes = [target.met for row in self.rows for target in row.targets]
+        if False in outcomes:
+            return False
+        return None if None in outcomes else True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as plain data for JSON."""
+        return {**asdict(self), "rows": [asdict(row) for row in self.rows], "met": self.met}
+
+    def table(self) -> "Table":
+        """Return the result as a table for people; below it stand the targets."""
+        from rich.table import Table
+
+        targets = [(row, target) for row in self.rows for target in row.targets]
+        caption = "\n".join(
+            f"{_MARK[target.met]} {row.work}, {row.clients} clients: {target.target} ({_number(target.measured)})"
+            for row, target in targets
+        )
+        table = Table(title=self.title, caption=caption, caption_justify="left")
+        for name in _COLUMNS:
+            table.add_column(name, justify="left" if name in ("work", "runtime", "note") else "right")
+        for row in self.rows:
+            table.add_row(*_cells(row))
+        return table
+
+
+_MARK = {True: "met", False: "MISSED", None: "not evaluable"}
+_COLUMNS = ("work", "clients", "runtime", "ms / round", "overhead ms", "/ bare", "/ pfl", "first round s", "note")
+
+
+def _cells(row: Row) -> Sequence[str]:
+    milliseconds = [None if value is None else 1e3 * value for value in (row.seconds_per_round, row.overhead_s)]
+    numbers = (*milliseconds, row.ratio_to_bare, row.ratio_to_pfl, row.first_round_s)
+    return [row.work, str(row.clients), row.runtime, *(_number(value) for value in numbers), row.note]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def this_machine() -> Machine:
+    """Return a description of this machine and of the software that is compared."""
+    return Machine(_processor(), len(os.sched_getaffinity(0)), round(os.getloadavg()[0], 2), _versions())
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in SOFTWARE:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

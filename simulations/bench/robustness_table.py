@@ -1,0 +1,92 @@
+"""The table of accuracies under attack: its cells, with intervals over seeds, as JSON and for people."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from astrofed.simulations.bench.result import Machine, Target
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# Quantiles of Student's t for 95 % intervals, by the number of seeds.
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One defence against one attack on one split: accuracy in per cent over seeds, with half of its 95 % interval."""
+
+    defence: str
+    split: str
+    attack: str
+    accuracy: float | None = None
+    half_width: float | None = None
+    byzfl: float | None = None  # None: ByzFL is not installed, or has no such rule
+    byzfl_half_width: float | None = None
+    note: str = ""  # why there is no number
+
+    @property
+    def worse_than_byzfl(self) -> bool:
+        """Whether ByzFL's accuracy is higher beyond both intervals together."""
+        if self.accuracy is None or self.byzfl is None:
+            return False
+        return self.byzfl - self.accuracy > math.hypot(self.half_width or 0.0, self.byzfl_half_width or 0.0)
+
+
+@dataclass(frozen=True)
+class RobustnessResult:
+    """The table, and what is known of its order beside what was measured."""
+
+    machine: Machine
+    rows: tuple[Cell, ...]
+    targets: tuple[Target, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def met(self) -> bool | None:
+        """Whether all targets are met; None where none is missed but some could not be evaluated."""
+        outcomes = [target.met for target in self.targets]
+        return False if False in outcomes else (None if None in outcomes else True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as plain data for JSON."""
+        return {**asdict(self), "met": self.met}
+
+    def table(self) -> "Table":
+        """Return the result as a table for people: accuracy, and ByzFL's in brackets."""
+        from rich.table import Table
+
+        marks = {True: "met", False: "MISSED", None: "not evaluable"}
+        caption = "\n".join(f"{marks[t.met]}: {t.target} ({_shown(t.measured, None)})" for t in self.targets)
+        table = Table(title="Accuracy under attack, % (ByzFL)", caption=caption, caption_justify="left")
+        attacks = list(dict.fromkeys(cell.attack for cell in self.rows))
+        for name in ("split", "defence", *attacks):
+            table.add_column(name, justify="left" if name in ("split", "defence") else "right")
+        cells = {(cell.split, cell.defence, cell.attack): cell for cell in self.rows}
+        for split, defence in dict.fromkeys((cell.split, cell.defence) for cell in self.rows):
+            table.add_row(split, defence, *(_cell(cells[split, defence, attack]) for attack in attacks))
+        return table
+
+
+def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Return the mean and half of its 95 % interval by Student's t."""
+    if not values:
+        return None, None
+    if len(values) < 2:
+        return values[0], None
+    return statistics.mean(values), STUDENT[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def _cell(cell: Cell) -> str:
+    if cell.accuracy is None:
+        return "refused"
+    return _shown(cell.accuracy, cell.half_width) + (f" ({_shown(cell.byzfl, None)})" if cell.byzfl is not None else "")
+
+
+def _shown(value: float | None, half_width: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1f}" + (f" ± {half_width:.1f}" if half_width is not None else "")
