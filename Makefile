@@ -18,7 +18,7 @@ check: $(VENV)/.package $(VENV)/.tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	cd $(VENV) && bin/mypy --config-file ../pyproject.toml -p astrofed
-	cd $(VENV) && bin/lint-imports --config ../pyproject.toml --no-cache
+	cd $(VENV) && bin/lint-imports ../pyproject.toml --no-cache
 
 # For developers: edits take effect at once.
 dev: $(VENV)/.package $(VENV)/.tools

@@ -37,8 +37,8 @@ class Checkpoint:
     strategy_scalars: dict[str, Any]  # what JSON can hold
 
 
-def save_checkpoint(run: Path, round_number: int, checkpoint: Checkpoint) -> tuple[str, str]:
-    """Write a round's checkpoint; return its file name and SHA-256.
+def save_checkpoint(run: Path, round_number: int, checkpoint: Checkpoint, *, flush: bool = True) -> tuple[str, str]:
+    """Write a round's checkpoint; return its file name and SHA-256. For `flush` see `files.write_atomically`.
 
     Raises:
         CannotWrite: disk full, or not writable.
@@ -47,7 +47,7 @@ def save_checkpoint(run: Path, round_number: int, checkpoint: Checkpoint) -> tup
     arrays |= {_STRATEGY + name: array for name, array in checkpoint.strategy_arrays.items()}
     data = _encode(arrays, {"round": round_number, "strategy": checkpoint.strategy_scalars})
     name = f"round-{round_number:05d}.safetensors"
-    write_atomically(run / FOLDER / name, data)
+    write_atomically(run / FOLDER / name, data, flush=flush)
     return name, hashlib.sha256(data).hexdigest()
 
 

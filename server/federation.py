@@ -33,6 +33,7 @@ from astrofed.shared.seeds import derive_seed
 Arrays = dict[str, NDArray[Any]]
 T = TypeVar("T")
 MAX_SKIPPED = 3
+FLUSH_S = 1.0  # at most so much work is lost in a power cut; a killed process loses none
 
 
 class StrategyFailed(UserMistake):
@@ -75,6 +76,7 @@ class Federation:
     model: Arrays
     observer: Observer
     _spent: dict[str, Spent] = field(default_factory=dict)
+    _flushed: float = -FLUSH_S
 
     def run(self) -> None:
         """Run all rounds that the record lacks; afterwards the record holds rounds 0 to `plan.rounds`.
@@ -106,7 +108,9 @@ class Federation:
         began = time.monotonic()
         entry = work()
         arrays, scalars = strategy_state(self.strategy)
-        name, digest = save_checkpoint(self.record.folder, number, Checkpoint(self.model, arrays, scalars))
+        flush = number == self.plan.rounds or time.monotonic() - self._flushed > FLUSH_S
+        checkpoint = Checkpoint(self.model, arrays, scalars)
+        name, digest = save_checkpoint(self.record.folder, number, checkpoint, flush=flush)
         line = Round(
             previous=self.record.previous,
             round=number,
@@ -116,7 +120,9 @@ class Federation:
             checkpoint_sha256=digest,
             **entry,
         )
-        self.record.append(line)
+        self.record.append(line, flush=flush)
+        if flush:
+            self._flushed = time.monotonic()
         drop_old_checkpoints(self.record.folder)
         self.observer.round_done(line)
 

@@ -71,7 +71,7 @@ class RunRecord:
 
     @classmethod
     def resume(cls, folder: Path, plan: Plan) -> Self:
-        """Open a run to go on with it; a torn last line is dropped. Where there is no run yet, begin one.
+        """Open a run to go on with it, or begin it; a torn last line, or a last round without its checkpoint, is dropped.
 
         Raises:
             OtherPlan: the folder's plan differs in a key outside [engine].
@@ -88,6 +88,10 @@ class RunRecord:
             )
         start, rounds, last, size = _read(folder)
         path = folder / LINES
+        if len(rounds) > 1 and not _has_checkpoint(folder, rounds[-1]) and _has_checkpoint(folder, rounds[-2]):
+            rounds.pop()  # its checkpoint was lost in a power cut: the round is done again
+            lines = path.read_bytes().split(b"\n")[: 1 + len(rounds)]
+            last, size = _digest(lines[-1]), sum(len(line) + 1 for line in lines)
         if not rounds:  # nothing was trained or evaluated yet: who takes part is asked anew
             start, last, size = None, _digest((folder / PLAN).read_bytes()), 0
         if path.is_file() and path.stat().st_size > size:
@@ -100,14 +104,14 @@ class RunRecord:
         """The SHA-256 that the next line has to carry."""
         return self._last
 
-    def append(self, line: Start | Round) -> None:
-        """Write one line, flushed to the disk before this returns.
+    def append(self, line: Start | Round, *, flush: bool = True) -> None:
+        """Write one line. For `flush` see `files.write_atomically`.
 
         Raises:
             CannotWrite: the line is not in the record then.
         """
         text = line.model_dump_json().encode()
-        append_line(self.folder / LINES, text)
+        append_line(self.folder / LINES, text, flush=flush)
         self._last = _digest(text)
         if isinstance(line, Start):
             self.start = line
@@ -188,6 +192,11 @@ def _read(folder: Path) -> tuple[Start | None, list[Round], str, int]:
             rounds.append(entry)
         last, size = _digest(line), size + len(line) + 1
     return start, rounds, last, size
+
+
+def _has_checkpoint(folder: Path, entry: Round) -> bool:
+    path = folder / FOLDER / entry.checkpoint
+    return path.is_file() and _digest(path.read_bytes()) == entry.checkpoint_sha256
 
 
 def _digest(data: bytes) -> str:

@@ -11,8 +11,10 @@ class CannotWrite(UserMistake):
     """A file can't be written: the disk is full, or the folder is not writable."""
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, flush it to the disk, and rename it; a reader sees the old file or the new.
+def write_atomically(path: Path, data: bytes, *, flush: bool = True) -> None:
+    """Write a file under a temporary name and rename it; a reader sees the old file or the new, whoever is killed.
+
+    With `flush` it also outlasts a power cut from now on; that takes milliseconds on most disks.
 
     Raises:
         CannotWrite: the disk is full or the folder not writable; what was there stays, nothing is left behind.
@@ -23,17 +25,19 @@ def write_atomically(path: Path, data: bytes) -> None:
         with unfinished.open("wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                os.fsync(file.fileno())
         unfinished.replace(path)
-        _flush_folder(path.parent)
+        if flush:
+            _flush_folder(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
         unfinished.unlink(missing_ok=True)
 
 
-def append_line(path: Path, line: bytes) -> None:
-    """Append one line and its line break, and flush them to the disk; after a failure the file is as it was before.
+def append_line(path: Path, line: bytes, *, flush: bool = True) -> None:
+    """Append one line and its line break; after a failure the file is as it was before. For `flush` see above.
 
     Raises:
         CannotWrite: see `write_atomically`.
@@ -44,7 +48,8 @@ def append_line(path: Path, line: bytes) -> None:
             try:
                 file.write(line + b"\n")
                 file.flush()
-                os.fsync(file.fileno())
+                if flush:
+                    os.fsync(file.fileno())
             except OSError:
                 os.truncate(path, size)
                 raise

@@ -135,6 +135,16 @@ def test_a_changed_or_missing_checkpoint_is_found(tmp_path: Path, plan: Plan) ->
         verify_run(tmp_path)
 
 
+def test_a_last_round_without_its_checkpoint_is_done_again(tmp_path: Path, plan: Plan) -> None:
+    """A power cut can take what was not flushed yet."""
+    record = RunRecord.create(tmp_path, plan)
+    fill(record, 3)
+    (tmp_path / "checkpoints" / "round-00002.safetensors").write_bytes(b"")
+    again = RunRecord.resume(tmp_path, plan)
+    assert again.rounds == record.rounds[:2]
+    assert verify_run(tmp_path).rounds == 2
+
+
 def test_another_plan_is_refused_by_its_keys(tmp_path: Path, plan: Plan) -> None:
     fill(RunRecord.create(tmp_path, plan), 1)
     with pytest.raises(OtherPlan, match="rounds, seed"):
