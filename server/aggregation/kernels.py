@@ -18,6 +18,7 @@ from numba.extending import intrinsic
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 LANES = 128  # columns of a block of order statistics: one comparison of two rows is sixteen vectors of eight
 VECTOR = 8
+GROUP = 32  # columns that are loaded together: four registers' pairs
 generated: Callable[[Callable[..., Any]], Callable[..., Any]] = intrinsic
 carray: Callable[..., Any] = cast(Any, numba).carray
 code: Any = cgutils
@@ -74,12 +75,15 @@ def _exchange(typing: Any, rows: Any, i: Any, j: Any) -> Any:
         vector, size = ir.VectorType(value, VECTOR).as_pointer(), array.dtype.bitwidth // 8
         lanes = ir.IntType(64)(LANES)
         first, second = (builder.gep(data, [builder.mul(row, lanes)]) for row in arguments[1:])
-        for lane in range(0, LANES, VECTOR):
-            low, high = (builder.bitcast(builder.gep(p, [ir.IntType(64)(lane)]), vector) for p in (first, second))
-            x, y = builder.load(low, align=size), builder.load(high, align=size)
-            less = builder.fcmp_ordered("<", x, y)
-            builder.store(builder.select(less, x, y), low, align=size)
-            builder.store(builder.select(less, y, x), high, align=size)
+        for group in range(0, LANES, GROUP):
+            pairs = []
+            for lane in range(group, group + GROUP, VECTOR):
+                low, high = (builder.bitcast(builder.gep(p, [ir.IntType(64)(lane)]), vector) for p in (first, second))
+                pairs.append((low, high, builder.load(low, align=size), builder.load(high, align=size)))
+            for low, high, x, y in pairs:
+                less = builder.fcmp_ordered("<", x, y)
+                builder.store(builder.select(less, x, y), low, align=size)
+                builder.store(builder.select(less, y, x), high, align=size)
         return context.get_dummy_value()
 
     return numeric.void(rows, numeric.int64, numeric.int64), generate

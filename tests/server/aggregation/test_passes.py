@@ -1,0 +1,171 @@
+"""Compiled passes against numpy: any number of clients and coordinates, ties, extremes of float32, memory, threads."""
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from astrofed.server.aggregation import passes
+from astrofed.server.aggregation.base import MeanAroundMedian, MeanOfRanks
+from astrofed.server.aggregation.rules_coordinate import mean_around_median
+from astrofed.server.aggregation.updates import Updates
+
+Values = NDArray[Any]
+LARGEST = float(np.finfo(np.float32).max)
+
+
+def updates_of(rows: Values) -> Updates:
+    return Updates({"w": rows[0]}, [{"w": row} for row in rows])
+
+
+def statistic(rows: Values, reduction: MeanOfRanks | MeanAroundMedian, *more: Any) -> Values:
+    result = {"w": np.full(rows.shape[1:], np.nan, rows.dtype)}
+    passes.order_statistic(updates_of(rows), list(range(len(rows))), reduction, result, *more)
+    return result["w"]
+
+
+def drawn(kind: str, n: int, d: int, dtype: Any = np.float32) -> Values:
+    rng = np.random.default_rng(n * d)
+    rows = rng.normal(size=(n, d)).astype(dtype)
+    if kind == "tied":
+        return np.round(rows).astype(dtype)
+    if kind == "denormal":
+        return (rows.astype(np.float64) * 1e-42).astype(dtype)
+    if kind == "huge":
+        return (np.sign(rows) * np.where(rng.random((n, d)) < 0.5, LARGEST, LARGEST / 3)).astype(dtype)
+    if kind == "zeros":
+        return np.copysign(np.zeros_like(rows), rows)
+    return rows
+
+
+KINDS = ("random", "tied", "denormal", "huge", "zeros")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("n", "d"), [(1, 5), (2, 127), (3, 129), (10, 4_099), (31, 257), (64, 1), (128, 131)])
+def test_ranks_and_windows_are_those_of_sorted_values(kind: str, dtype: Any, n: int, d: int) -> None:
+    rows = drawn(kind, n, d, dtype)
+    ordered = np.sort(rows.astype(np.float64), axis=0)
+    eps = 2 * float(np.finfo(dtype).eps)
+    size = float(np.abs(ordered).max())
+    for first, stop in {(0, n), ((n - 1) // 2, n // 2 + 1), (n // 5, n - n // 5)}:
+        expected = ordered[first:stop].mean(axis=0)
+        found = statistic(rows, MeanOfRanks(first, stop))
+        np.testing.assert_allclose(found, expected, rtol=eps, atol=1e-14 * size + 1.5e-45)
+    keep = max(1, n - n // 4)
+    expected = mean_around_median(rows.astype(np.float64), keep)
+    found = statistic(rows, MeanAroundMedian(keep))
+    np.testing.assert_allclose(found, expected, rtol=eps, atol=1e-14 * size + 1.5e-45)
+
+
+@pytest.mark.parametrize("n", range(1, 129, 3))
+def test_every_number_of_clients_has_a_network(n: int) -> None:
+    rows = drawn("random", n, 300)
+    found = statistic(rows, MeanOfRanks((n - 1) // 2, n // 2 + 1))
+    np.testing.assert_allclose(found, np.median(rows.astype(np.float64), axis=0), rtol=3e-7, atol=1e-15)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("n", "d"), [(1, 3), (2, 1), (5, 7), (10, 5_001), (33, 2_049)])
+def test_distances_have_the_range_of_float64(kind: str, dtype: Any, n: int, d: int) -> None:
+    """Squares of float32's largest value overflow in float32, those of its smallest vanish."""
+    rows = drawn(kind, n, d, dtype)
+    wide = rows.astype(np.float64)
+    expected = np.array([[((a - b) ** 2).sum() for b in wide] for a in wide])
+    np.testing.assert_allclose(passes.distances(updates_of(rows)), expected, rtol=1e-6, atol=0)
+
+
+def test_equal_updates_are_equally_far_from_any_other_wherever_they_stand() -> None:
+    """Ties go to the first; were a distance to depend on the place in a tile, rounding would decide them."""
+    rows = drawn("random", 13, 5_003)
+    rows[[3, 7, 8, 12]] = rows[0]
+    found = passes.distances(updates_of(rows))
+    assert (found[[3, 7, 8, 12]] == found[0]).all() and (found == found.T).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("n", "d"), [(2, 1), (3, 1_025), (9, 4_099), (30, 1_024)])
+def test_weighted_means_are_those_of_float64(dtype: Any, n: int, d: int) -> None:
+    rows = 1000 + drawn("random", n, d, dtype)
+    weights = np.random.default_rng(n).dirichlet(np.ones(n))
+    result = {"w": np.empty(d, dtype)}
+    passes.weighted_mean(updates_of(rows), list(range(n)), weights, result)
+    np.testing.assert_allclose(result["w"], weights @ rows.astype(np.float64), rtol=4 * float(np.finfo(dtype).eps))
+
+
+def test_mixes_keep_their_digits_beside_an_update_far_away() -> None:
+    rows = drawn("random", 9, 1_000)
+    rows[4] = -LARGEST
+    mixing = np.full((5, 9), 1 / 8)
+    mixing[:, 4] = 0
+    mixing[1:, :4] += 0.01 * np.array([1, -1, 1, -1])
+    found = statistic(rows, MeanOfRanks(2, 3), mixing, 0)
+    expected = np.median(mixing @ np.where(np.arange(9)[:, None] == 4, 0, rows.astype(np.float64)), axis=0)
+    np.testing.assert_allclose(found, expected, rtol=2e-7, atol=1e-12)
+
+
+def test_any_memory_is_read_as_what_it_holds() -> None:
+    """Read-only, transposed, unaligned, other byte order, float16, empty, and a number alone; nothing is written to."""
+    rng = np.random.default_rng(0)
+    shapes = {"a": (30, 41), "b": (), "c": (0, 3), "d": (1_000,), "e": (64,)}
+    models = [
+        {name: np.asarray(rng.normal(size=shape), np.float32) for name, shape in shapes.items()} for _ in range(5)
+    ]
+    odd: list[dict[str, Values]] = []
+    for model in models:
+        unaligned = np.frombuffer(b"\0" + model["d"].tobytes(), np.float32, offset=1)
+        swapped = model["e"].astype(">f4")
+        odd.append({**model, "a": np.asfortranarray(model["a"]), "d": unaligned, "e": swapped})
+        for array in odd[-1].values():
+            array.flags.writeable = False
+    result = {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
+    passes.order_statistic(Updates(models[0], odd), list(range(5)), MeanOfRanks(2, 3), result)
+    for name in shapes:
+        assert (result[name] == np.median([model[name] for model in models], axis=0)).all(), name
+    halves = [{"h": model["d"].astype(np.float16)} for model in models]
+    half = {"h": np.empty(1_000, np.float16)}
+    passes.order_statistic(Updates(halves[0], halves), list(range(5)), MeanOfRanks(2, 3), half)
+    assert (half["h"] == np.median([model["h"] for model in halves], axis=0)).all()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="threads are counted by affinity")
+def test_one_thread_and_several_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums must not depend on which thread took which piece."""
+    rows = drawn("random", 6, 300_007)
+    outcomes = []
+    for threads in (1, 2, 5):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, threads=threads: set(range(threads)))
+        mean = {"w": np.empty(rows.shape[1], np.float32)}
+        passes.weighted_mean(updates_of(rows), list(range(6)), np.full(6, 1 / 6), mean)
+        trimmed = statistic(rows, MeanOfRanks(1, 5))
+        outcomes.append((passes.distances(updates_of(rows)), mean["w"], trimmed))
+    for other in outcomes[1:]:
+        assert all((a == b).all() for a, b in zip(outcomes[0], other, strict=True))
+
+
+def test_commands_that_aggregate_nothing_do_not_load_the_compiler() -> None:
+    code = "import sys, astrofed.cli, astrofed.server.strategies.robust; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
+
+
+def test_a_folder_that_cannot_be_written_costs_only_the_cache(tmp_path: Any) -> None:
+    """Installed read-only and without a home, numba finds nowhere to keep compiled code, and raises."""
+    from numba.core.caching import FunctionCache
+
+    from astrofed.server.aggregation.kernels import compiled
+
+    locators, FunctionCache._impl_class._locator_classes = FunctionCache._impl_class._locator_classes, []
+    try:
+        assert compiled(_twice)(21) == 42
+    finally:
+        FunctionCache._impl_class._locator_classes = locators
+
+
+def _twice(number: int) -> int:
+    return 2 * number
