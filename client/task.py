@@ -77,9 +77,9 @@ class Task(ABC):
     def evaluate(self, model: nn.Module, statistics: Statistics, *, with_baselines: bool) -> dict[str, float]:
         """Return metrics of `model` on the site's held-out samples; all finite; in physical units where it says so.
 
-        Keys: "loss" (the headline number, dimensionless); others with slashes for structure: "rmse/ta", "rmse/ta/3" (level
-        index), "physics/<constraint>/compliance" and "physics/<constraint>/tolerance" (a constraint that can't be
-        evaluated is left out), and with `with_baselines` also "baseline/<name>/<metric>" on the same samples.
+        Keys: "loss" (the headline number, dimensionless); others with slashes for structure: "rmse/ta",
+        "rmse/ta/3" (level index), "physics/<constraint>/compliance" and "physics/<constraint>/tolerance" (a constraint
+        that can't be evaluated is left out), and with `with_baselines` also "baseline/<name>/<metric>" on the same samples.
         """
 
     def showcase(self, model: nn.Module, statistics: Statistics) -> dict[str, Any]:

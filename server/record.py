@@ -71,7 +71,7 @@ class RunRecord:
 
     @classmethod
     def resume(cls, folder: Path, plan: Plan) -> Self:
-        """Open a run to go on with it, or begin it; a torn last line, or a last round without its checkpoint, is dropped.
+        """Open a run to go on with it, or begin it. A torn last line and a last round without checkpoint are dropped.
 
         Raises:
             OtherPlan: the folder's plan differs in a key outside [engine].

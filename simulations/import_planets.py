@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from astrofed.client.data.table import Table, build_table, write_table
 from numpy.typing import NDArray
+
+from astrofed.client.data.table import Table, build_table, write_table
 
 FACILITIES = {
     "Kepler": "kepler",

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from astrofed.client.data.contract import FIELDS
 from astrofed.client.data.cube import Cube, build_cube, write_cube
 from astrofed.shared.planet import EARTH_RADIUS, MOLAR_GAS_CONSTANT, Planet
-from numpy.typing import NDArray
 
 WORLDS = (
     "earthlike",

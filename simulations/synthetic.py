@@ -9,10 +9,11 @@ mass the same in every month; geopotential by hydrostatic integration; winds geo
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+
 from astrofed.client.data.cube import Cube, build_cube
 from astrofed.client.data.hydrostatic import geopotential, virtual_temperature
 from astrofed.shared.planet import MOLAR_GAS_CONSTANT, MOLAR_MASS_WATER, Planet
-from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
+
 from astrofed.client.data.contract import AXES, FIELDS
 from astrofed.client.data.cube import Cube, open_group, read_cube, read_planet, read_variable, variable_names
 from astrofed.client.data.mistakes import DataMistake, UnknownDatasetKind
 from astrofed.client.data.table import Table, read_table
 from astrofed.client.data.world import check_axes, check_field
-from numpy.typing import NDArray
 
 Severity = Literal["error", "warning"]
 Kind = Literal["cube", "table"]

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from astrofed.client.data.contract import AXES, FIELDS, Variable, conversion
 from astrofed.client.data.mistakes import (
     CubeCorrupt,
@@ -24,7 +26,6 @@ from astrofed.client.data.mistakes import (
 )
 from astrofed.client.data.world import Cube, build_cube
 from astrofed.shared.planet import Planet
-from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import zarr

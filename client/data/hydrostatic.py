@@ -1,8 +1,9 @@
 """Geopotential height by hydrostatic integration on sigma levels, with the world's own gravity and gas constant."""
 
 import numpy as np
-from astrofed.shared.planet import Planet
 from numpy.typing import NDArray
+
+from astrofed.shared.planet import Planet
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]

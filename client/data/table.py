@@ -15,6 +15,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from astrofed.client.data.contract import normalise_unit
 from astrofed.client.data.mistakes import (
     MissingColumn,
@@ -26,7 +28,6 @@ from astrofed.client.data.mistakes import (
     WrongContract,
     WrongUnits,
 )
-from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -8,11 +8,12 @@ from types import MappingProxyType
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
+
 from astrofed.client.data.contract import AXES, FIELDS
 from astrofed.client.data.hydrostatic import geopotential_height
 from astrofed.client.data.mistakes import MissingVariable, NotFinite, Unphysical, WrongCoordinates, WrongDimensions
 from astrofed.shared.planet import Planet
-from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]

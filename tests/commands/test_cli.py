@@ -1,4 +1,4 @@
-"""The command line as users and scripts meet it: help, exit codes, JSON alone on standard output, one readable error."""
+"""The command line as users and scripts meet it: help, exit codes, JSON alone on the output, one readable error."""
 
 import json
 import os
@@ -108,7 +108,9 @@ def test_plugins_lists_all_kinds(plan: Path) -> None:
 
 def test_data_commands(tmp_path: Path) -> None:
     assert "can be used" in astrofed("data", "check", "bundled:planets/keck").stdout
-    assert json.loads(astrofed("data", "describe", "bundled:worlds/earthlike", "--json").stdout)["privacy_unit"] == "world"
+    assert (
+        json.loads(astrofed("data", "describe", "bundled:worlds/earthlike", "--json").stdout)["privacy_unit"] == "world"
+    )
     stats = json.loads(astrofed("data", "stats", "bundled:planets/keck", "--json").stdout)["variables"]
     assert next(row for row in stats if row["name"] == "st_teff")["unit"] == "K"
     missing = astrofed("data", "check", str(tmp_path / "none.zarr"))
@@ -121,7 +123,17 @@ def test_data_commands(tmp_path: Path) -> None:
 def test_ctrl_c_once_ends_after_the_round_and_twice_at_once(plan: Path, tmp_path: Path) -> None:
     for presses, rounds in ((1, range(1, 400)), (2, range(0, 400))):
         out = tmp_path / f"run {presses}"
-        command = [sys.executable, "-m", "astrofed.cli", "simulate", str(plan), "--out", str(out), "--set", "rounds=400"]
+        command = [
+            sys.executable,
+            "-m",
+            "astrofed.cli",
+            "simulate",
+            str(plan),
+            "--out",
+            str(out),
+            "--set",
+            "rounds=400",
+        ]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+
 from astrofed.client.data.check import check_dataset
 from astrofed.client.data.cube import read_cube
 from astrofed.client.data.table import read_table

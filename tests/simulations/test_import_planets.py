@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from astrofed.client.data.table import read_table
 from astrofed.simulations import import_planets
 

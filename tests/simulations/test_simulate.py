@@ -106,7 +106,9 @@ def test_a_run_that_was_asked_to_stop_goes_on_exactly(tmp_path: Path, small: dic
     assert [entry.metrics for entry in resumed.rounds] == [entry.metrics for entry in whole.rounds]
 
 
-@pytest.mark.parametrize("name", ["FedProx", "FedAdam", "FedYogi", "FedAvgM", "FedMedian", "FedTrimmedAvg", "flwr.Krum"])
+@pytest.mark.parametrize(
+    "name", ["FedProx", "FedAdam", "FedYogi", "FedAvgM", "FedMedian", "FedTrimmedAvg", "flwr.Krum"]
+)
 def test_stock_strategies_run_by_their_names(tmp_path: Path, small: dict[str, Any], name: str) -> None:
     options = {"FedProx": {"proximal_mu": 0.1}, "flwr.Krum": {"num_malicious_nodes": 0}}.get(name, {})
     result = simulate({**small, "rounds": 2, "strategy": {"name": name, **options}}, out=tmp_path / "run")

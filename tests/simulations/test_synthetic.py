@@ -4,11 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from astrofed.client.data.cube import Cube
 from astrofed.client.data.hydrostatic import geopotential, virtual_temperature
 from astrofed.simulations.synthetic import EARTH_LIKE, synthetic_world
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 SLOW = dataclasses.replace(EARTH_LIKE, name="slow", rotation_period_s=4 * 86400.0)
 HEAVY = dataclasses.replace(EARTH_LIKE, name="heavy", gravity_m_s2=14.5, radius_m=9e6, molar_mass_kg_mol=0.03)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from astrofed.client.data.check import check_dataset, dataset_stats, describe_dataset
 from astrofed.client.data.cube import Cube, build_cube, write_cube
 from astrofed.client.data.mistakes import DataMistake, UnknownDatasetKind

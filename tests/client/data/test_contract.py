@@ -1,10 +1,11 @@
 """Units of the cube contract."""
 
 import pytest
-from astrofed.client.data.contract import AXES, FIELDS, conversion, normalise_unit
-from astrofed.client.data.mistakes import WrongUnits
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from astrofed.client.data.contract import AXES, FIELDS, conversion, normalise_unit
+from astrofed.client.data.mistakes import WrongUnits
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from astrofed.client.data.cube import Cube, read_cube, write_cube
 from astrofed.client.data.mistakes import (
     CubeCorrupt,
@@ -23,8 +26,6 @@ from astrofed.client.data.mistakes import (
 )
 from astrofed.shared.errors import UserMistake
 from astrofed.simulations.synthetic import synthetic_world
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from astrofed.client.data.hydrostatic import geopotential_height, virtual_temperature
 from astrofed.shared.planet import Planet
 

@@ -6,6 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from astrofed.client.data.mistakes import (
     MissingColumn,
     TableCorrupt,
@@ -17,8 +20,6 @@ from astrofed.client.data.mistakes import (
     WrongUnits,
 )
 from astrofed.client.data.table import Table, build_table, read_table, write_table
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 NAMES = np.array(["b", "c", "d"])
 

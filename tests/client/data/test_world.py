@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from astrofed.client.data.cube import Cube, build_cube
 from astrofed.client.data.mistakes import (
     MissingVariable,

@@ -1,0 +1,59 @@
+"""A task that costs nothing: each participant adds its number to every weight. What remains of a round is overhead.
+
+A participant's data is named "add:0.5". Loaded as a plug-in file, as a user's own would be.
+"""
+
+from typing import Annotated, Self
+
+import torch
+from pydantic import BaseModel, Field
+from torch import nn
+
+from astrofed.client.site import Site, SiteSummary
+from astrofed.client.task import Statistics, Task, TrainInstruction, TrainOutcome
+from astrofed.shared import registry
+from astrofed.shared.models.base import Model
+from astrofed.shared.plan import Plan, Section
+
+
+@registry.register("models", "vector")
+class Vector(Model):
+    """Nothing but weights, all zero."""
+
+    class Options(Section):
+        """How many weights."""
+
+        parameters: Annotated[int, Field(ge=1)] = 1000
+
+    def __init__(self, parameters: int) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(parameters))
+
+    @classmethod
+    def from_plan(cls, plan: Plan, options: Section) -> Self:
+        """Build the vector."""
+        return cls(cls.Options.model_validate(options.model_dump()).parameters)
+
+
+@registry.register("tasks", "trivial")
+class Trivial(Task):
+    """Adds a number to every weight."""
+
+    def __init__(self, plan: Plan, options: BaseModel, site: Site) -> None:
+        super().__init__(plan, options, site)
+        self._step = float(str(site.data).removeprefix("add:"))
+
+    def summary(self) -> SiteSummary:
+        """Count one example."""
+        return SiteSummary(self.site.name, self.site.role, 1, 1, 1, "number", str(self._step), f"adds {self._step:g}")
+
+    def train(self, model: nn.Module, statistics: Statistics, instruction: TrainInstruction) -> TrainOutcome:
+        """Add the number."""
+        assert isinstance(model, Vector)
+        with torch.no_grad():
+            model.weights.add_(self._step)
+        return TrainOutcome(num_examples=1, metrics={"loss": 0.0})
+
+    def evaluate(self, model: nn.Module, statistics: Statistics, *, with_baselines: bool) -> dict[str, float]:
+        """Return 0 as the loss."""
+        return {"loss": 0.0}
