@@ -107,15 +107,14 @@ def compare(work: Work, clients: int, *, rounds: int, ray_rounds: int, starts: i
         ray_rounds: how many on Flower's runtime, at least 3; 0: none.
         starts: how many new processes are started to measure the time to the first round.
     """
-    for file in PLUGINS:
-        registry.load_plugin_file(file)
+    registry.load_plugin_file(PLUGINS[work])
     plan = plan_for(work, clients, rounds)
     peers: dict[str, Peer] = {BARE: BareDigits(plan) if work == "digits-cnn" else BareTrivial(plan)}
     if work == "digits-cnn" and importlib.util.find_spec("pfl") is not None:
         peers[PFL] = PflDigits(plan)
-    watch, model = _run(plan, peers)
+    watch, model = _run(work, plan, peers)
     bare = watch.steady(BARE)
-    ours, spans = watch.steady("run"), [measure_first_round(plan_for(work, clients, 1)) for _ in range(starts)]
+    ours, spans = watch.steady("run"), [measure_first_round(work, clients) for _ in range(starts)]
     row = replace(
         _row(work, clients, EMBEDDED, ours, bare),
         first_round_s=_median([call for call, _ in spans]),
@@ -135,10 +134,10 @@ def compare(work: Work, clients: int, *, rounds: int, ray_rounds: int, starts: i
     return [replace(row, targets=_targets(row, work)), *others, flower]
 
 
-def _run(plan: Plan, peers: Mapping[str, Peer]) -> tuple[Stopwatch, dict[str, Tensor]]:
+def _run(work: Work, plan: Plan, peers: Mapping[str, Peer]) -> tuple[Stopwatch, dict[str, Tensor]]:
     watch = Stopwatch(peers)
     with tempfile.TemporaryDirectory() as folder:
-        result = simulate(plan, out=Path(folder) / "run", plugins=PLUGINS, observer=watch)
+        result = simulate(plan, out=Path(folder) / "run", plugins=[PLUGINS[work]], observer=watch)
         return watch, dict(result.load_model().state_dict())
 
 
@@ -147,7 +146,7 @@ def _flower(work: Work, clients: int, rounds: int, bare: Sequence[float]) -> Row
         return Row(work, clients, FLOWER, note=MISSING)
     if not rounds:
         return Row(work, clients, FLOWER, note="not measured with --quick")
-    watch, _ = _run(plan_for(work, clients, rounds, engine="ray"), {})
+    watch, _ = _run(work, plan_for(work, clients, rounds, engine="ray"), {})
     times = watch.steady("run")
     expected = statistics.median(bare)
     return Row(

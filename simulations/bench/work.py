@@ -7,7 +7,10 @@ from astrofed.shared.plan import Plan, load_plan
 
 Work = Literal["trivial", "digits-cnn"]
 WORKS: tuple[Work, ...] = get_args(Work)
-PLUGINS = (Path(__file__).with_name("digits.py"), Path(__file__).with_name("trivial.py"))
+PLUGINS: dict[Work, Path] = {
+    "trivial": Path(__file__).with_name("trivial.py"),
+    "digits-cnn": Path(__file__).with_name("digits.py"),
+}
 
 
 def plan_for(work: Work, clients: int, rounds: int, *, engine: Literal["embedded", "ray"] = "embedded") -> Plan:
