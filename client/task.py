@@ -79,7 +79,8 @@ class Task(ABC):
 
         Keys: "loss" (the headline number, dimensionless); others with slashes for structure: "rmse/ta",
         "rmse/ta/3" (level index), "physics/<constraint>/compliance" and "physics/<constraint>/tolerance" (a constraint
-        that can't be evaluated is left out), and with `with_baselines` also "baseline/<name>/<metric>" on the same samples.
+        that can't be evaluated is left out), and with `with_baselines` also "baseline/<name>/<metric>" on the same
+        samples.
         """
 
     def showcase(self, model: nn.Module, statistics: Statistics) -> dict[str, Any]:
