@@ -76,6 +76,7 @@ class BenchResult:
 
     def table(self) -> "Table":
         """Return the result as a table for people; below it stand the targets."""
+        from rich.markup import escape
         from rich.table import Table
 
         targets = [(row, target) for row in self.rows for target in row.targets]
@@ -87,7 +88,7 @@ class BenchResult:
         for name in _COLUMNS:
             table.add_column(name, justify="left" if name in ("work", "runtime", "note") else "right")
         for row in self.rows:
-            table.add_row(*_cells(row))
+            table.add_row(*(escape(cell) for cell in _cells(row)))
         return table
 
 
