@@ -154,9 +154,7 @@ def unit_gradients(model: nn.Module, batch: Units, loss: UnitLoss) -> list[Tenso
             raise WrongUnitGradients(
                 f"gradients of {name!r} have the shape {tuple(gradients.shape)}; {len(batch[0])} units are in the batch"
             )
-    finite = torch.stack([gradients.reshape(len(gradients), -1).isfinite().all(dim=1) for gradients in found]).all(
-        dim=0
-    )
+    finite = torch.stack([g.reshape(len(g), -1).isfinite().all(dim=1) for g in found]).all(dim=0)
     if bool(finite.all()):
         return found
     return [torch.where(finite.view(-1, *[1] * (g.ndim - 1)), g, torch.zeros_like(g)) for g in found]

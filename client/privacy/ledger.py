@@ -5,10 +5,11 @@ was never settled (a crash) counts as spent. Rows are only ever added, keyed by 
 always computed anew from all of them.
 """
 
+import secrets
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +20,7 @@ from astrofed.shared.errors import UserMistake
 FILE = "ledger.sqlite"
 WAIT_S = 60.0  # for another thread or process that is writing
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS entry (
+CREATE TABLE entry (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     time TEXT NOT NULL,
     kind TEXT NOT NULL CHECK (kind IN ('reserve', 'settle')),
@@ -36,8 +37,8 @@ CREATE TABLE IF NOT EXISTS entry (
     steps INTEGER NOT NULL CHECK (steps >= 0),
     CHECK ((kind = 'settle') = (reservation IS NOT NULL))
 );
-CREATE TRIGGER IF NOT EXISTS entry_stays BEFORE UPDATE ON entry BEGIN SELECT RAISE(ABORT, 'rows are only added'); END;
-CREATE TRIGGER IF NOT EXISTS entry_is_kept BEFORE DELETE ON entry BEGIN SELECT RAISE(ABORT, 'rows are only added'); END;
+CREATE TRIGGER entry_stays BEFORE UPDATE ON entry BEGIN SELECT RAISE(ABORT, 'rows are only added'); END;
+CREATE TRIGGER entry_is_kept BEFORE DELETE ON entry BEGIN SELECT RAISE(ABORT, 'rows are only added'); END;
 """
 _SPENT = """
 SELECT reserved.noise_multiplier, reserved.sample_rate, COALESCE(settled.steps, reserved.steps)
@@ -123,6 +124,7 @@ class Ledger:
             except (sqlite3.Error, OSError) as error:
                 raise self._unusable(error) from error
             try:
+                connection.execute("PRAGMA synchronous = FULL")  # an answer is given only once the disk has it
                 connection.execute("BEGIN IMMEDIATE")
                 with connection:
                     yield connection
@@ -138,22 +140,29 @@ class Ledger:
                 self._memory = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
                 self._memory.executescript(_SCHEMA)
             return self._memory
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(self._path, timeout=WAIT_S, isolation_level=None)
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.executescript(_SCHEMA)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+        if not self._path.exists():
+            _create(self._path)
+        return sqlite3.connect(self._path, timeout=WAIT_S, isolation_level=None)
 
     def _unusable(self, error: Exception) -> LedgerUnusable:
         return LedgerUnusable(
             f"the privacy ledger {self._path or 'in memory'} can't be used ({error}); nothing is trained without it: "
             "make its folder writable, free space on its disk, or restore the file from a backup"
         )
+
+
+def _create(path: Path) -> None:
+    """Write an empty ledger beside `path` and give it that name, unless another thread or process was faster."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.unfinished")
+    try:
+        with closing(sqlite3.connect(unfinished, isolation_level=None)) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.executescript(_SCHEMA)
+        with suppress(FileExistsError):
+            path.hardlink_to(unfinished)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _events(connection: sqlite3.Connection, dataset: str) -> list[Event]:

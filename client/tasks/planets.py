@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from astrofed.client.privacy.accounting import Event, epsilon, noise_multiplier_for
-from astrofed.client.privacy.dpsgd import Mechanism, Units, sampling, train_privately
+from astrofed.client.privacy.dpsgd import Mechanism, Units, check_private, sampling, train_privately
 from astrofed.client.privacy.ledger import Expense, Ledger
 from astrofed.client.site import Site, SiteSummary
 from astrofed.client.task import Statistics, Task, TrainInstruction, TrainOutcome
@@ -119,6 +119,7 @@ class PlanetSurrogate(Task):
     ) -> dict[str, float]:
         """Reserve, train, settle; return epsilon and delta of all that was ever spent on the dataset."""
         plan, table = self.plan, self.catalogue.table
+        check_private(model, plan.training)  # before anything is reserved
         rate, steps = sampling(plan.training, len(units[0]))
         noise = privacy.noise_multiplier
         if noise is None:

@@ -1,0 +1,133 @@
+"""What DP-SGD costs: exact cases, Opacus' own accountants, composition, and the noise that a budget needs."""
+
+import math
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opacus.accountants import PRVAccountant, RDPAccountant
+from scipy.optimize import brentq
+from scipy.stats import norm
+
+from astrofed.client.privacy import accounting
+from astrofed.client.privacy.accounting import (
+    ORDERS,
+    BudgetUnreachable,
+    Event,
+    epsilon,
+    noise_multiplier_for,
+    within,
+)
+
+HISTORIES = {
+    "one kind": [Event(1.0, 0.1, 300)],
+    "small rate": [Event(0.8, 0.02, 400)],
+    "every unit each step": [Event(4.0, 1.0, 30)],
+    "one step": [Event(1.0, 0.1, 1)],
+    "two kinds": [Event(1.0, 0.1, 100), Event(0.9, 0.05, 50)],
+}
+
+
+def opacus(accountant: PRVAccountant | RDPAccountant, events: list[Event], delta: float) -> float:
+    accountant.history = [(e.noise_multiplier, e.sample_rate, e.steps) for e in events]
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        if isinstance(accountant, RDPAccountant):
+            return float(accountant.get_epsilon(delta, alphas=ORDERS.tolist()))
+        return float(accountant.get_epsilon(delta))
+
+
+def exact_gaussian(mu: float, delta: float) -> float:
+    """Epsilon of Gaussian noise of 1/mu sensitivities (Balle & Wang 2018, theorem 8)."""
+
+    def excess(eps: float) -> float:
+        return float(norm.cdf(mu / 2 - eps / mu) - math.exp(eps) * norm.cdf(-mu / 2 - eps / mu)) - delta
+
+    return float(brentq(excess, 0, 100))
+
+
+@pytest.mark.parametrize("noise, steps", [(4.0, 1), (4.0, 30), (20.0, 100)])
+def test_without_sampling_it_is_the_exact_gaussian_mechanism(noise: float, steps: int) -> None:
+    exact = exact_gaussian(math.sqrt(steps) / noise, 1e-5)
+    assert exact <= epsilon([Event(noise, 1.0, steps)], 1e-5) <= exact + 0.03
+
+
+@pytest.mark.parametrize("events", HISTORIES.values(), ids=HISTORIES)
+def test_it_is_the_smaller_of_what_opacus_says(events: list[Event]) -> None:
+    renyi, numerical = opacus(RDPAccountant(), events, 1e-5), opacus(PRVAccountant(), events, 1e-5)
+    assert epsilon(events, 1e-5) == pytest.approx(min(renyi, numerical), rel=1e-6)
+    steps = accounting._merged(events)
+    assert accounting._renyi(steps, 1e-5) == pytest.approx(renyi, rel=1e-12)
+    assert accounting._numerical(steps, 1e-5) == pytest.approx(numerical, rel=1e-6)
+
+
+def test_fifty_rounds_cost_far_less_than_fifty_times_one() -> None:
+    round_ = Event(1.0, 64 / 1437, 20)
+    assert epsilon([round_] * 50, 1e-4) == pytest.approx(8.4, abs=0.05)
+    assert 50 * epsilon([round_], 1e-4) > 60
+
+
+def test_rounds_compose_to_what_one_accountant_says_of_the_whole() -> None:
+    first, second = Event(1.1, 0.1, 20), Event(0.9, 0.2, 10)
+    whole = [Event(1.1, 0.1, 100), Event(0.9, 0.2, 50)]
+    assert epsilon([first, second] * 5, 1e-5) == epsilon(whole, 1e-5)
+
+
+def test_nothing_costs_nothing() -> None:
+    assert epsilon([], 1e-5) == 0
+    assert epsilon([Event(1.0, 0.1, 0)], 1e-5) == 0
+    assert within([], 1e-5, 1e-9)
+
+
+@settings(deadline=None, derandomize=True, max_examples=15)
+@given(
+    noise=st.floats(0.7, 10), rate=st.floats(0.001, 1), steps=st.integers(1, 300), delta=st.sampled_from([1e-7, 1e-4])
+)
+def test_more_steps_and_less_noise_cost_more(noise: float, rate: float, steps: int, delta: float) -> None:
+    base = epsilon([Event(noise, rate, steps)], delta)
+    assert 0 <= base <= epsilon([Event(noise, rate, 2 * steps)], delta)
+    assert base <= epsilon([Event(0.8 * noise, rate, steps)], delta)
+
+
+@pytest.mark.parametrize("target, rate, steps", [(8.0, 0.27, 192), (8.0, 1.0, 180), (1.0, 0.02, 1000), (0.2, 0.1, 50)])
+def test_the_noise_found_spends_nearly_the_whole_budget_and_no_more(target: float, rate: float, steps: int) -> None:
+    noise = noise_multiplier_for(target, 1e-5, rate, steps)
+    assert 0.998 * target <= epsilon([Event(noise, rate, steps)], 1e-5) <= target
+
+
+def test_a_budget_that_no_noise_keeps_is_refused() -> None:
+    with pytest.raises(BudgetUnreachable, match=r"epsilon = 0.001.*fewer rounds"):
+        noise_multiplier_for(1e-3, 1e-5, 1.0, 100)
+
+
+def test_a_budget_is_kept_if_either_bound_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bounds(renyi: float, numerical: float) -> bool:
+        monkeypatch.setattr(accounting, "_renyi", lambda *_: renyi)
+        monkeypatch.setattr(accounting, "_numerical", lambda *_: numerical)
+        return within([Event(1.0, 0.1, 10)], 1e-5, 2.0)
+
+    assert bounds(1.9, 2.1) and bounds(2.1, 1.9)
+    assert not bounds(2.1, 2.1)
+
+
+def test_where_numerical_composition_fails_the_renyi_bound_stands() -> None:
+    events = [Event(1.0, 0.1, 100)]  # delta is below what its mesh can tell
+    assert epsilon(events, 1e-20) == accounting._renyi(accounting._merged(events), 1e-20)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Event(0.0, 0.1, 1),
+        lambda: Event(math.nan, 0.1, 1),
+        lambda: Event(1.0, 0.0, 1),
+        lambda: Event(1.0, 1.1, 1),
+        lambda: Event(1.0, 0.1, -1),
+    ],
+)
+def test_events_that_make_no_sense_are_refused(make: Callable[[], Event]) -> None:
+    with pytest.raises(ValueError, match=r"it must be|can't be"):
+        make()

@@ -1,0 +1,62 @@
+"""Randomness for privacy: its distribution, and that nobody can foresee or repeat it."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from astrofed.client.privacy.noise import Randomness, UnsafeSeededRandomness
+
+MANY = 400_000
+
+
+def test_normal_numbers_are_standard_normal() -> None:
+    values = UnsafeSeededRandomness(1).normal(MANY)
+    assert values.shape == (MANY,) and values.dtype == np.float64
+    assert abs(values.mean()) < 4 / np.sqrt(MANY)
+    assert abs(values.var() - 1) < 4 * np.sqrt(2 / MANY)
+    assert abs(stats.skew(values)) < 4 * np.sqrt(6 / MANY)
+    assert abs(stats.kurtosis(values)) < 4 * np.sqrt(24 / MANY)
+    assert stats.kstest(values, "norm").pvalue > 1e-3
+    assert (np.abs(values) > 4).mean() == pytest.approx(2 * stats.norm.sf(4), rel=0.5)
+
+
+def test_uniform_numbers_are_uniform_and_never_one() -> None:
+    values = UnsafeSeededRandomness(2).uniform(MANY)
+    assert values.min() >= 0 and values.max() < 1
+    assert stats.kstest(values, "uniform").pvalue > 1e-3
+    assert (values * 2**53 == np.floor(values * 2**53)).all()
+
+
+def test_calls_are_independent_of_each_other() -> None:
+    random = UnsafeSeededRandomness(3)
+    first, second = random.normal(MANY), random.normal(MANY)
+    assert abs(np.corrcoef(first, second)[0, 1]) < 4 / np.sqrt(MANY)
+    assert abs(np.corrcoef(first[1:], first[:-1])[0, 1]) < 4 / np.sqrt(MANY)
+    assert abs(np.corrcoef(np.abs(first), np.abs(second))[0, 1]) < 4 / np.sqrt(MANY)
+
+
+def test_seeding_the_global_generators_repeats_nothing() -> None:
+    drawn = []
+    for _ in range(2):
+        np.random.seed(0)
+        torch.manual_seed(0)
+        drawn.append(Randomness().normal(8))
+    assert not np.isin(drawn[0], drawn[1]).any()
+
+
+def test_drawing_leaves_the_global_generators_alone() -> None:
+    numpy, torch_ = np.random.get_state(legacy=True)[1], torch.get_rng_state()
+    Randomness().normal(8)
+    np.testing.assert_array_equal(np.random.get_state(legacy=True)[1], numpy)
+    assert torch.equal(torch.get_rng_state(), torch_)
+
+
+def test_only_the_one_called_unsafe_can_be_repeated() -> None:
+    np.testing.assert_array_equal(UnsafeSeededRandomness(7).normal(8), UnsafeSeededRandomness(7).normal(8))
+    assert not np.isin(UnsafeSeededRandomness(7).normal(8), UnsafeSeededRandomness(8).normal(8)).any()
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_as_many_as_asked_for(count: int) -> None:
+    assert Randomness().normal(count).shape == Randomness().uniform(count).shape == (count,)
