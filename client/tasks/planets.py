@@ -2,8 +2,8 @@
 
 Which columns count, and why, is said in `planets_catalogue`. With a [privacy] section every planet of the training data
 is protected by DP-SGD at its observatory: epsilon is composed over all rounds in the site's ledger, and the training
-loss, which nothing would protect, is not told. Scores on held-out planets are told as they are, and the number of
-planets is taken to be public.
+loss, which nothing would protect, is not told. Scores on held-out planets are told as they are, and how many planets
+and measured values there are is taken to be public.
 """
 
 import threading

@@ -82,7 +82,7 @@ def test_nothing_costs_nothing() -> None:
     assert within([], 1e-5, 1e-9)
 
 
-@settings(deadline=None, derandomize=True, max_examples=15)
+@settings(deadline=None, derandomize=True, max_examples=8)
 @given(
     noise=st.floats(0.7, 10), rate=st.floats(0.001, 1), steps=st.integers(1, 300), delta=st.sampled_from([1e-7, 1e-4])
 )
