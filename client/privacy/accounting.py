@@ -20,7 +20,9 @@ from astrofed.shared.errors import UserMistake
 
 ORDERS = np.array([1.125, 1.25, 1.5, 1.75, 2.5, 3.5, *range(2, 65), 80, 96, 128, 192, 256, 384, 512])  # few take long
 NUMERICAL_UP_TO = 100.0  # beyond, the mesh of the numerical composition grows large and nothing is protected anyway
-LARGEST_NOISE = 1e4
+NUMERICAL_FROM_RATE = 1e-6  # below, its integrals are not reliable
+LEAST_NOISE, LARGEST_NOISE = 0.05, 1e4
+NOTHING = 1e-9  # an epsilon as good as 0
 CLOSE = 1e-3  # a budget's noise is found when it spends more than this much below the whole budget
 Steps = tuple[tuple[float, float, int], ...]  # (noise multiplier, sample rate, steps), each pair once
 
@@ -67,7 +69,8 @@ def noise_multiplier_for(target: float, delta: float, sample_rate: float, total_
     """
 
     def excess(noise: float) -> float:
-        return math.log(epsilon([Event(noise, sample_rate, total_steps)], delta) / target)
+        spent = epsilon([Event(noise, sample_rate, total_steps)], delta)
+        return math.log(max(spent, NOTHING) / target)
 
     low, high = 0.5, 1.0
     while _renyi(((high, sample_rate, total_steps),), delta) > target:
@@ -79,6 +82,8 @@ def noise_multiplier_for(target: float, delta: float, sample_rate: float, total_
             )
     above, below = excess(low), excess(high)
     while above <= 0:
+        if low < LEAST_NOISE:
+            return low
         low, high, below = low / 2, low, above
         above = excess(low)
     # Regula falsi on log-log axes, where the curve is nearly straight, aimed a little inside the budget.
@@ -112,7 +117,7 @@ def _renyi_step(noise: float, rate: float) -> NDArray[np.float64]:
 @lru_cache(maxsize=1024)
 def _numerical(steps: Steps, delta: float) -> float:
     """Return the bound by numerical composition, or infinity where it can't be computed."""
-    if _renyi(steps, delta) > NUMERICAL_UP_TO:
+    if _renyi(steps, delta) > NUMERICAL_UP_TO or min(rate for _, rate, _ in steps) < NUMERICAL_FROM_RATE:
         return math.inf
     accountant = _Numerical()
     accountant.history = list(steps)

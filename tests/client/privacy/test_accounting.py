@@ -98,6 +98,13 @@ def test_the_noise_found_spends_nearly_the_whole_budget_and_no_more(target: floa
     assert 0.998 * target <= epsilon([Event(noise, rate, steps)], 1e-5) <= target
 
 
+@pytest.mark.parametrize("rate", [1e-7, 2e-6])
+def test_where_hardly_anything_is_sampled_little_noise_is_enough(rate: float) -> None:
+    noise = noise_multiplier_for(8.0, 1e-5, rate, 1)
+    assert 0.01 < noise < 0.3
+    assert epsilon([Event(noise, rate, 1)], 1e-5) <= 8
+
+
 def test_a_budget_that_no_noise_keeps_is_refused() -> None:
     with pytest.raises(BudgetUnreachable, match=r"epsilon = 0.001.*fewer rounds"):
         noise_multiplier_for(1e-3, 1e-5, 1.0, 100)
