@@ -10,11 +10,17 @@ Names are loaded when they are first used, so that importing the package costs n
 import os
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # Flower calls out by default; software that guards data must not. These are read when Flower is imported.
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+
+# In a checkout the other packages lie beside this folder, not in it. Python started there finds this folder first.
+_here = Path(__file__).parent
+if not (_here / "shared").is_dir():
+    __path__.append(str(_here.parent))
 
 if TYPE_CHECKING:
     from astrofed.client.task import Task

@@ -20,10 +20,10 @@ import os, signal, sys
 from astrofed.server.record import RunRecord
 from astrofed.shared.record import Round
 append, at = RunRecord.append, int(os.environ.get("ASTROFED_TEST_KILL_LINE", "-1"))
-def dying(self, line):
+def dying(self, line, **settings):
     if isinstance(line, Round) and line.round == at:
         os.kill(os.getpid(), signal.SIGKILL)
-    append(self, line)
+    append(self, line, **settings)
 RunRecord.append = dying
 from astrofed.cli import main
 main()

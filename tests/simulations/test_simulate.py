@@ -179,10 +179,10 @@ def test_a_full_disk_keeps_what_was_complete(
 
     save = federation.save_checkpoint
 
-    def full(run: Path, number: int, checkpoint: Any) -> tuple[str, str]:
+    def full(run: Path, number: int, checkpoint: Any, **settings: Any) -> tuple[str, str]:
         if number == 2:
             raise CannotWrite(f"{run} can't be written: No space left on device")
-        return save(run, number, checkpoint)
+        return save(run, number, checkpoint, **settings)
 
     monkeypatch.setattr(federation, "save_checkpoint", full)
     with pytest.raises(CannotWrite, match="No space left"):
