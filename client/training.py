@@ -110,7 +110,7 @@ def train_locally(
         weight.grad = None
     del module.model, module.work  # which hold on to the site's data
     _idle.append(module)
-    mean = float(torch.stack(losses).mean()) if losses else 0.0
+    mean = sum(value.item() for value in losses) / len(losses) if losses else 0.0
     if not math.isfinite(mean):
         raise TrainingDiverged(
             f"the training loss became {mean} in round {instruction.round}; lower training.learning_rate "

@@ -1,79 +1,33 @@
 """`astrofed bench engine`: a round of the embedded engine against Flower's simulation runtime, pfl, and a bare loop.
 
-Rounds of the embedded engine, the bare loop and pfl alternate within one run, so that a busy machine slows all alike;
-ratios are medians over such pairs. Flower's runtime starts processes of its own and runs by itself, with the same apps.
+Blocks of rounds of the embedded engine, the bare loop and pfl alternate within one run, so that a busy machine slows
+all alike; ratios are medians over such pairs. Flower's runtime starts processes of its own and runs by itself, with the
+same apps.
 """
 
 import importlib.util
 import statistics
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from astrofed.shared import registry
 from astrofed.shared.plan import Plan
-from astrofed.shared.record import Round, Start
 from astrofed.simulations.bench.bare import BareDigits, BareTrivial
 from astrofed.simulations.bench.first_round import measure_first_round
 from astrofed.simulations.bench.fit import fit_rows
 from astrofed.simulations.bench.pfl_peer import PflDigits
 from astrofed.simulations.bench.result import BenchResult, Row, Target, this_machine
+from astrofed.simulations.bench.stopwatch import RUN, Peer, Stopwatch
 from astrofed.simulations.bench.work import PLUGINS, WORKS, Work, plan_for
 from astrofed.simulations.simulate import simulate
 
 EMBEDDED, BARE, PFL, FLOWER = "astrofed embedded", "bare loop", "pfl", "Flower simulation (Ray)"
 MISSING = "not evaluable: pip install 'astrofed[bench,sim]'"
-
-
-class Peer(Protocol):
-    """Another way to run the same rounds in this process."""
-
-    def run_round(self) -> None:
-        """Run the next round."""
-
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        """The global weights after the last round."""
-
-
-class Stopwatch:
-    """Takes the time of each round of a run; after each, the peers run one of theirs."""
-
-    def __init__(self, peers: Mapping[str, Peer]) -> None:
-        self.peers = peers
-        self.times: dict[str, list[float]] = {name: [] for name in ("run", *peers)}
-        self.first = 0.0
-        self._since = self._called = time.perf_counter()
-
-    def started(self, plan: Plan, start: Start) -> None:
-        """Nothing is noted."""
-
-    def round_done(self, entry: Round) -> None:
-        """Note the round's time and let the peers run."""
-        now = time.perf_counter()
-        if entry.round == 1:
-            self.first = now - self._called
-        if entry.round >= 1:
-            self.times["run"].append(now - self._since)
-            for name, peer in self.peers.items():
-                began = time.perf_counter()
-                peer.run_round()
-                self.times[name].append(time.perf_counter() - began)
-        self._since = time.perf_counter()
-
-    def should_stop(self) -> bool:
-        """Never."""
-        return False
-
-    def steady(self, name: str) -> list[float]:
-        """Seconds of each round but the first, which warms up, and the last, which also evaluates."""
-        return self.times[name][1:-1]
 
 
 def run_engine_bench(quick: bool) -> BenchResult:
@@ -88,43 +42,45 @@ def run_engine_bench(quick: bool) -> BenchResult:
                 rows += compare(
                     work,
                     clients,
-                    rounds=8 if quick else 40,
-                    ray_rounds=0 if quick and clients > 10 else (5 if quick else 10),
+                    rounds=11 if quick else 52,
+                    ray_rounds=0 if quick and clients > 10 else (5 if quick else 11),
                     starts=1 if quick else 3,
+                    block=3 if quick else 5,
                 )
     finally:
         torch.set_num_threads(threads)
     return BenchResult("A round of federated averaging, one thread", machine, tuple(rows), {"quick": quick})
 
 
-def compare(work: Work, clients: int, *, rounds: int, ray_rounds: int, starts: int) -> list[Row]:
+def compare(work: Work, clients: int, *, rounds: int, ray_rounds: int, starts: int, block: int = 1) -> list[Row]:
     """Return the rows of one work for so many clients.
 
     Args:
         work: what each client does.
         clients: how many there are.
-        rounds: how many rounds run in this process, at least 3.
+        rounds: how many rounds run in this process: one, blocks, and one.
         ray_rounds: how many on Flower's runtime, at least 3; 0: none.
         starts: how many new processes are started to measure the time to the first round.
+        block: how many rounds are timed together before it is the peers' turn.
     """
     registry.load_plugin_file(PLUGINS[work])
     plan = plan_for(work, clients, rounds)
     peers: dict[str, Peer] = {BARE: BareDigits(plan) if work == "digits-cnn" else BareTrivial(plan)}
     if work == "digits-cnn" and importlib.util.find_spec("pfl") is not None:
         peers[PFL] = PflDigits(plan)
-    watch, model = _run(work, plan, peers)
-    bare = watch.steady(BARE)
-    ours, spans = watch.steady("run"), [measure_first_round(work, clients) for _ in range(starts)]
+    watch, model = _run(work, plan, Stopwatch(peers, rounds, block))
+    bare = watch.per_round(BARE)
+    ours, spans = watch.per_round(RUN), [measure_first_round(work, clients) for _ in range(starts)]
     row = replace(
         _row(work, clients, EMBEDDED, ours, bare),
         first_round_s=_median([call for call, _ in spans]),
         process_s=_median([process for _, process in spans]),
         difference=_difference(model, peers[BARE].weights),
-        ratio_to_pfl=_ratio(ours, watch.steady(PFL)) if PFL in peers else None,
+        ratio_to_pfl=_ratio(ours, watch.per_round(PFL)) if PFL in peers else None,
     )
     others = [_row(work, clients, BARE, bare, bare)]
     if PFL in peers:
-        found = _row(work, clients, PFL, watch.steady(PFL), bare)
+        found = _row(work, clients, PFL, watch.per_round(PFL), bare)
         others.append(replace(found, difference=_difference(peers[PFL].weights, peers[BARE].weights)))
     elif work == "digits-cnn":
         others.append(Row(work, clients, PFL, note=MISSING))
@@ -134,8 +90,7 @@ def compare(work: Work, clients: int, *, rounds: int, ray_rounds: int, starts: i
     return [replace(row, targets=_targets(row, work)), *others, flower]
 
 
-def _run(work: Work, plan: Plan, peers: Mapping[str, Peer]) -> tuple[Stopwatch, dict[str, Tensor]]:
-    watch = Stopwatch(peers)
+def _run(work: Work, plan: Plan, watch: Stopwatch) -> tuple[Stopwatch, dict[str, Tensor]]:
     with tempfile.TemporaryDirectory() as folder:
         result = simulate(plan, out=Path(folder) / "run", plugins=[PLUGINS[work]], observer=watch)
         return watch, dict(result.load_model().state_dict())
@@ -146,15 +101,15 @@ def _flower(work: Work, clients: int, rounds: int, bare: Sequence[float]) -> Row
         return Row(work, clients, FLOWER, note=MISSING)
     if not rounds:
         return Row(work, clients, FLOWER, note="not measured with --quick")
-    watch, _ = _run(work, plan_for(work, clients, rounds, engine="ray"), {})
-    times = watch.steady("run")
+    watch, _ = _run(work, plan_for(work, clients, rounds, engine="ray"), Stopwatch({}, rounds, 1))
+    times = watch.per_round(RUN)
     expected = statistics.median(bare)
     return Row(
         work,
         clients,
         FLOWER,
         seconds_per_round=statistics.median(times),
-        rounds=len(times),
+        timings=len(times),
         overhead_s=statistics.median(times) - expected,
         ratio_to_bare=statistics.median(times) / expected,
         first_round_s=watch.first,
@@ -167,7 +122,7 @@ def _row(work: Work, clients: int, runtime: str, times: Sequence[float], bare: S
         clients,
         runtime,
         seconds_per_round=statistics.median(times),
-        rounds=len(times),
+        timings=len(times),
         overhead_s=statistics.median(a - b for a, b in zip(times, bare, strict=True)),
         ratio_to_bare=_ratio(times, bare),
     )

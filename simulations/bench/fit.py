@@ -57,7 +57,7 @@ def fit_rows(repeats: int) -> list[Row]:
                 1,
                 name,
                 seconds_per_round=statistics.median(measured[1:]),
-                rounds=repeats,
+                timings=repeats,
                 overhead_s=overhead,
                 ratio_to_bare=statistics.median(a / b for a, b in pairs),
             )

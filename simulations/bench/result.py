@@ -31,9 +31,9 @@ class Row:
     clients: int
     runtime: str  # "astrofed embedded", "bare loop", …
     seconds_per_round: float | None = None  # median
-    rounds: int = 0  # how many the median is over
+    timings: int = 0  # how many blocks of rounds the median is over
     overhead_s: float | None = None  # a round's seconds beyond the bare loop's, median of the pairs
-    ratio_to_bare: float | None = None  # median of the pairs of rounds run one after the other
+    ratio_to_bare: float | None = None  # median of the pairs of blocks run one after the other
     ratio_to_pfl: float | None = None
     overhead_ratio: float | None = None  # how many times less overhead a round than Flower's simulation runtime
     first_round_s: float | None = None  # from the call of `simulate` to the end of the first round, in a new process
