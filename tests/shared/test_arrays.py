@@ -254,6 +254,10 @@ def test_arrays_that_are_not_the_models_are_refused() -> None:
 
 
 def test_a_stored_array_is_one_of_flowers() -> None:
-    array = stored(np.dtype("f4"), (2,), GOOD)
-    assert type(array) is Array and array == Array("float32", (2,), NPY, GOOD)
-    assert array.is_dirty and array.object_id == Array("float32", (2,), NPY, GOOD).object_id
+    array, flowers = stored(np.dtype("f4"), (2,), GOOD), Array("float32", (2,), NPY, GOOD)
+    assert isinstance(array, Array) and array == flowers and flowers == array
+    assert array != stored(np.dtype("f4"), (2,), GOOD[:-1] + b"x") and array != "array"
+    assert array.is_dirty and array.object_id == flowers.object_id and array.deflate() == flowers.deflate()
+    found = array.numpy()
+    found += 1  # strategies may work in place: it is a copy
+    np.testing.assert_array_equal(array.numpy(), flowers.numpy(), strict=True)
