@@ -122,6 +122,7 @@ class Digits(Task):
     def __init__(self, plan: Plan, options: BaseModel, site: Site) -> None:
         super().__init__(plan, options, site)
         self._share = share(str(site.data))
+        self._batches = shuffled(*self._share.training, plan.training.batch_size)
 
     def summary(self) -> SiteSummary:
         """Count the images."""
@@ -140,10 +141,8 @@ class Digits(Task):
 
     def train(self, model: nn.Module, statistics: Statistics, instruction: TrainInstruction) -> TrainOutcome:
         """Train for one round on the share's training images."""
-        images, labels = self._share.training
-        source = shuffled(images, labels, self.plan.training.batch_size)
-        fit = train_locally(model, source, cross_entropy, self.plan.training, instruction, self.plan.rounds)
-        return TrainOutcome(num_examples=len(labels), metrics={"loss": fit.loss})
+        fit = train_locally(model, self._batches, cross_entropy, self.plan.training, instruction, self.plan.rounds)
+        return TrainOutcome(num_examples=len(self._share.labels) - self._share.held_out, metrics={"loss": fit.loss})
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, statistics: Statistics, *, with_baselines: bool) -> dict[str, float]:
