@@ -16,7 +16,10 @@ SOFTWARE = ("astrofed", "flwr", "torch", "ray", "pfl", "pytorch-lightning", "num
 
 @dataclass(frozen=True)
 class Target:
-    """What a row should reach, and whether it does; None: it could not be evaluated here."""
+    """What a row should reach, and whether it does; None: it could not be evaluated here.
+
+    What is met without a measure is better than can be measured.
+    """
 
     target: str
     measured: float | None
@@ -35,7 +38,7 @@ class Row:
     overhead_s: float | None = None  # a round's seconds beyond the bare loop's, median of the pairs
     ratio_to_bare: float | None = None  # median of the pairs of blocks run one after the other
     ratio_to_pfl: float | None = None
-    overhead_ratio: float | None = None  # how many times less overhead a round than Flower's simulation runtime
+    overhead_ratio: float | None = None  # how many times less overhead than Flower's runtime; None also without any
     first_round_s: float | None = None  # from the call of `simulate` to the end of the first round, in a new process
     process_s: float | None = None  # the same from the start of that process
     difference: float | None = None  # largest difference of a final weight from the bare loop's
@@ -79,10 +82,10 @@ class BenchResult:
         from rich.markup import escape
         from rich.table import Table
 
-        targets = [(row, target) for row in self.rows for target in row.targets]
         caption = "\n".join(
-            f"{_MARK[target.met]} {row.work}, {row.clients} clients: {target.target} ({_number(target.measured)})"
-            for row, target in targets
+            f"{_MARK[target.met]} {row.work}, {row.clients}: {target.target} ({_number(target.measured) or '-'})"
+            for row in self.rows
+            for target in row.targets
         )
         table = Table(title=self.title, caption=caption, caption_justify="left")
         for name in _COLUMNS:

@@ -2,15 +2,16 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 
 import pytest
 import torch
 
-from astrofed.simulations.bench.engine import BARE, EMBEDDED, FLOWER, compare
+from astrofed.simulations.bench.engine import BARE, EMBEDDED, FIFTY, FLOWER, _targets, compare
 from astrofed.simulations.bench.first_round import measure_first_round
 from astrofed.simulations.bench.fit import fit_rows
-from astrofed.simulations.bench.result import BenchResult, this_machine
+from astrofed.simulations.bench.result import BenchResult, Row, Target, this_machine
 
 
 def test_the_embedded_engine_and_the_bare_loop_end_with_the_same_weights() -> None:
@@ -57,3 +58,10 @@ def test_a_fit_is_measured_beside_the_plain_loop_and_lightnings_trainer() -> Non
     assert [row.runtime for row in rows] == ["astrofed train_locally", "bare loop", "Lightning Trainer"]
     assert rows[1].ratio_to_bare == 1 and rows[1].overhead_s == 0
     assert all(row.seconds_per_round is not None and row.seconds_per_round > 0 for row in rows)
+
+
+def test_less_overhead_than_can_be_measured_meets_the_target_without_a_number() -> None:
+    ours, flower = Row("trivial", 10, EMBEDDED, overhead_s=-1e-4), Row("trivial", 10, FLOWER, overhead_s=0.1)
+    assert _targets(ours, flower, "trivial")[0] == Target(FIFTY, None, True)
+    assert _targets(replace(ours, overhead_s=0.01, overhead_ratio=10.0), flower, "trivial")[0].met is False
+    assert _targets(ours, Row("trivial", 10, FLOWER), "trivial")[0].met is None
