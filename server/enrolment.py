@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,11 @@ class Roster:
 
     def name(self, node: int) -> str:
         """Return the participant behind a node."""
-        return next((name for name, known in self.nodes.items() if known == node), f"node {node}")
+        return self._names.get(node, f"node {node}")
+
+    @cached_property
+    def _names(self) -> dict[int, str]:
+        return {node: name for name, node in self.nodes.items()}
 
     def with_role(self, role: str) -> list[int]:
         """Return the nodes of the participants with that role."""

@@ -314,10 +314,13 @@ def _scalars(record: MetricRecord | None) -> dict[str, float]:
 
 
 def _size(messages: Iterable[Message]) -> int:
-    return sum(
-        len(array.data)
-        for message in messages
-        if not message.has_error()
-        for record in message.content.array_records.values()
-        for array in record.values()
-    )
+    """Return the bytes of all arrays; a record that many messages share is read once."""
+    sizes: dict[int, int] = {}
+    total = 0
+    for message in messages:
+        for record in message.content.values() if message.has_content() else ():
+            if isinstance(record, ArrayRecord):
+                if id(record) not in sizes:
+                    sizes[id(record)] = sum(len(array.data) for array in record.values())
+                total += sizes[id(record)]
+    return total

@@ -17,7 +17,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from astrofed.server.aggregation.updates import Updates
-from astrofed.shared.arrays import NPY, MalformedArray, view
+from astrofed.shared.arrays import MalformedArray, stored, view
 
 LARGEST = float(np.finfo(np.float32).max)
 """Bound on every value: squares of it, summed over any model, stay within float64."""
@@ -193,8 +193,10 @@ def _model(record: ArrayRecord, reference: Mapping[str, NDArray[Any]], max_norm:
         _check_finite(new, name)
     if max_norm is not None and (norm := _norm(reference, model)) > max_norm:
         raise _Unusable(f"its update is {norm:.4g} long; the plan allows {max_norm:.4g}")
-    # Array's own dtype and shape are claims; these are what the bytes hold.
-    return ArrayRecord({name: Array(str(a.dtype), a.shape, NPY, record[name].data) for name, a in reference.items()})
+    rebuilt = ArrayRecord()
+    for name, old in reference.items():  # Array's own dtype and shape are claims; these are what the bytes hold
+        rebuilt[name] = stored(old.dtype, old.shape, record[name].data)
+    return rebuilt
 
 
 def _norm(reference: Mapping[str, NDArray[Any]], model: Mapping[str, NDArray[Any]]) -> float:

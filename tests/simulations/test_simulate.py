@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +225,8 @@ def test_in_a_running_event_loop(tmp_path: Path, small: dict[str, Any]) -> None:
     async def cell() -> astrofed.RunResult:
         return astrofed.simulate({**small, "rounds": 1}, out=tmp_path / "run")
 
-    assert len(asyncio.run(cell()).rounds) == 2
+    with ThreadPoolExecutor(1) as pool:  # asyncio.run would take this thread's own loop from tests that follow
+        assert len(pool.submit(asyncio.run, cell()).result().rounds) == 2
 
 
 def test_threads_are_put_back(tmp_path: Path, small: dict[str, Any]) -> None:
