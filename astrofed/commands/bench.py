@@ -1,14 +1,18 @@
 """`astrofed bench`: performance as ratios to named peers, measured in one run on this machine."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from astrofed.commands.output import console, only_json, print_json
 from astrofed.commands.run import Json
 
+if TYPE_CHECKING:
+    from astrofed.simulations.bench.aggregation_result import AggregationResult
+    from astrofed.simulations.bench.robustness_table import RobustnessResult
+
 app = typer.Typer(help="Measure astrofed against named peers on this machine.", no_args_is_help=True)
-Quick = Annotated[bool, typer.Option("--quick", help="Fewer repeats and sizes; about a minute.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Fewer repeats and sizes; a minute or two.")]
 
 
 @app.callback()
@@ -23,6 +27,31 @@ def engine(quick: Quick = False, as_json: Json = False) -> None:
         from astrofed.simulations.bench.engine import run_engine_bench
 
         result = run_engine_bench(quick=quick)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        console().print(result.table())
+
+
+@app.command(epilog="Example: astrofed bench aggregation --quick --json")
+def aggregation(
+    quick: Quick = False,
+    as_json: Json = False,
+    attacks: Annotated[
+        bool, typer.Option("--attacks", help="Train under attack instead: accuracy of each rule; about an hour.")
+    ] = False,
+) -> None:
+    """Time the robust rules against Flower's, ByzFL's and the memory's speed; or measure what they withstand."""
+    result: RobustnessResult | AggregationResult
+    with only_json(as_json):
+        if attacks:
+            from astrofed.simulations.bench.robustness import run_robustness_bench
+
+            result = run_robustness_bench(quick=quick)
+        else:
+            from astrofed.simulations.bench.aggregation import run_aggregation_bench
+
+            result = run_aggregation_bench(quick=quick)
     if as_json:
         print_json(result.to_dict())
     else:

@@ -33,6 +33,20 @@ def byzfl_aggregators() -> ModuleType | None:
 
 def peer(rule: str, pre: Sequence[str], f: int, options: Mapping[str, Any]) -> Callable[[Vectors], Vectors] | None:
     """Return ByzFL's aggregation of vectors (n, d) by a rule and its pre-aggregators; None if it has none like it."""
+    chain = stages(rule, pre, f, options)
+    if chain is None:
+        return None
+
+    def aggregate(vectors: Vectors) -> Vectors:
+        for stage in chain:
+            vectors = stage(vectors.copy())  # some of them write into what they are given
+        return np.asarray(vectors)
+
+    return aggregate
+
+
+def stages(rule: str, pre: Sequence[str], f: int, options: Mapping[str, Any]) -> list[Callable[[Any], Any]] | None:
+    """Return ByzFL's pre-aggregators and its rule, each of numpy's or torch's vectors (n, d); None as `peer`."""
     module = byzfl_aggregators()
     if module is None:
         return None
@@ -48,18 +62,13 @@ def peer(rule: str, pre: Sequence[str], f: int, options: Mapping[str, Any]) -> C
     }
     if "tau" in options:
         rules["centred-clipping"] = lambda: module.CenteredClipping(L=options.get("iterations", 3), tau=options["tau"])
-    stages: dict[str, Callable[[], Any]] = {
+    mixing: dict[str, Callable[[], Any]] = {
         "nnm": lambda: module.NNM(f),
         "arc": lambda: module.ARC(f),
         "bucketing": lambda: module.Bucketing(options.get("bucket_size", 2)),
     }
-    if rule not in rules or any(name not in stages for name in pre):
+    if "clip_norm" in options:
+        mixing["clip"] = lambda: module.Clipping(options["clip_norm"])
+    if rule not in rules or any(name not in mixing for name in pre):
         return None
-    chain = [*(stages[name]() for name in pre), rules[rule]()]
-
-    def aggregate(vectors: Vectors) -> Vectors:
-        for stage in chain:
-            vectors = stage(vectors.copy())  # some of them write into what they are given
-        return np.asarray(vectors)
-
-    return aggregate
+    return [*(mixing[name]() for name in pre), rules[rule]()]

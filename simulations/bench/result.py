@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-SOFTWARE = ("astrofed", "flwr", "torch", "ray", "pfl", "pytorch-lightning", "numpy")
+SOFTWARE = ("astrofed", "flwr", "torch", "ray", "pfl", "pytorch-lightning", "numpy", "numba", "byzfl")
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,15 @@ class Target:
     target: str
     measured: float | None
     met: bool | None
+
+
+MARK = {True: "met", False: "MISSED", None: "not evaluable"}
+
+
+def verdict(targets: Iterable[Target]) -> bool | None:
+    """Return whether all targets are met; None where none is missed but some could not be evaluated."""
+    outcomes = {target.met for target in targets}
+    return False if False in outcomes else (None if None in outcomes else True)
 
 
 @dataclass(frozen=True)
@@ -68,10 +77,7 @@ class BenchResult:
     @property
     def met(self) -> bool | None:
         """Whether all targets are met; None where none is missed but some could not be evaluated."""
-        outcomes = [target.met for row in self.rows for target in row.targets]
-        if False in outcomes:
-            return False
-        return None if None in outcomes else True
+        return verdict(target for row in self.rows for target in row.targets)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as plain data for JSON."""
@@ -83,7 +89,7 @@ class BenchResult:
         from rich.table import Table
 
         caption = "\n".join(
-            f"{_MARK[target.met]} {row.work}, {row.clients}: {target.target} ({_number(target.measured) or '-'})"
+            f"{MARK[target.met]} {row.work}, {row.clients}: {target.target} ({shown(target.measured) or '-'})"
             for row in self.rows
             for target in row.targets
         )
@@ -95,17 +101,17 @@ class BenchResult:
         return table
 
 
-_MARK = {True: "met", False: "MISSED", None: "not evaluable"}
 _COLUMNS = ("work", "clients", "runtime", "ms / round", "overhead ms", "/ bare", "/ pfl", "first round s", "note")
 
 
 def _cells(row: Row) -> Sequence[str]:
     milliseconds = [None if value is None else 1e3 * value for value in (row.seconds_per_round, row.overhead_s)]
     numbers = (*milliseconds, row.ratio_to_bare, row.ratio_to_pfl, row.first_round_s)
-    return [row.work, str(row.clients), row.runtime, *(_number(value) for value in numbers), row.note]
+    return [row.work, str(row.clients), row.runtime, *(shown(value) for value in numbers), row.note]
 
 
-def _number(value: float | None) -> str:
+def shown(value: float | None) -> str:
+    """Return a number with three digits; nothing for None."""
     return "" if value is None else f"{value:.3g}"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from astrofed.simulations.bench.result import Machine, Target
+from astrofed.simulations.bench.result import MARK, Machine, Target, verdict
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -48,8 +48,7 @@ class RobustnessResult:
     @property
     def met(self) -> bool | None:
         """Whether all targets are met; None where none is missed but some could not be evaluated."""
-        outcomes = [target.met for target in self.targets]
-        return False if False in outcomes else (None if None in outcomes else True)
+        return verdict(self.targets)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as plain data for JSON."""
@@ -59,8 +58,7 @@ class RobustnessResult:
         """Return the result as a table for people: accuracy, and ByzFL's in brackets."""
         from rich.table import Table
 
-        marks = {True: "met", False: "MISSED", None: "not evaluable"}
-        caption = "\n".join(f"{marks[t.met]}: {t.target} ({_shown(t.measured, None)})" for t in self.targets)
+        caption = "\n".join(f"{MARK[t.met]}: {t.target} ({_shown(t.measured, None)})" for t in self.targets)
         table = Table(title="Accuracy under attack, % (ByzFL)", caption=caption, caption_justify="left")
         attacks = list(dict.fromkeys(cell.attack for cell in self.rows))
         for name in ("split", "defence", *attacks):

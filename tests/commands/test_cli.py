@@ -13,7 +13,7 @@ import tomli_w
 
 COMMANDS = (
     "", "simulate", "train", "plan", "plan check", "plugins", "data", "data check", "data describe", "data stats",
-    "bench", "bench engine", "report", "verify",
+    "bench", "bench engine", "bench aggregation", "report", "verify",
 )  # fmt: skip
 
 
