@@ -7,45 +7,29 @@ numerical composition (Gopi, Lee & Wutschitz 2021, arXiv:2106.02848). Events are
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from opacus.accountants import PRVAccountant
-from opacus.accountants.analysis.prv import Domain, PoissonSubsampledGaussianPRV
 from opacus.accountants.analysis.rdp import compute_rdp
 
+from astrofed.client.privacy.composition import DELTA_ERROR, EPSILON_ERROR, Steps, coarser, composed_epsilon, mesh_width
+from astrofed.client.privacy.events import Event
 from astrofed.shared.errors import UserMistake
+
+__all__ = ["BudgetUnreachable", "Event", "epsilon", "noise_multiplier_for", "within"]
 
 ORDERS = np.array([1.125, 1.25, 1.5, 1.75, 2.5, 3.5, *range(2, 65), 80, 96, 128, 192, 256, 384, 512])  # few take long
 NUMERICAL_UP_TO = 100.0  # beyond, the mesh of the numerical composition grows large and nothing is protected anyway
+POINTS = 8e6  # of all kinds together that are composed numerically, about a second's work; beyond, kinds are merged
 NUMERICAL_FROM_RATE = 1e-6  # below, its integrals are not reliable
 LEAST_NOISE, LARGEST_NOISE = 0.05, 1e4
 NOTHING = 1e-9  # an epsilon as good as 0
 CLOSE = 1e-3  # a budget's noise is found when it spends more than this much below the whole budget
-Steps = tuple[tuple[float, float, int], ...]  # (noise multiplier, sample rate, steps), each pair once
 
 
 class BudgetUnreachable(UserMistake):
     """No amount of noise keeps so many steps within so small an epsilon."""
-
-
-@dataclass(frozen=True)
-class Event:
-    """Steps of one kind: a Poisson sample of units, clipped gradients, Gaussian noise on their sum."""
-
-    noise_multiplier: float  # standard deviation of the noise, in clipping norms
-    sample_rate: float  # probability with which each unit is in a step's batch
-    steps: int
-
-    def __post_init__(self) -> None:
-        if not (self.noise_multiplier > 0 and math.isfinite(self.noise_multiplier)):
-            raise ValueError(f"noise_multiplier is {self.noise_multiplier}; it must be positive")
-        if not 0 < self.sample_rate <= 1:
-            raise ValueError(f"sample_rate is {self.sample_rate}; it must be in (0, 1]")
-        if self.steps < 0:
-            raise ValueError(f"steps is {self.steps}; it can't be negative")
 
 
 def epsilon(events: Iterable[Event], delta: float) -> float:
@@ -60,25 +44,34 @@ def within(events: Iterable[Event], delta: float, budget: float) -> bool:
     return not steps or _renyi(steps, delta) <= budget or _numerical(steps, delta) <= budget
 
 
-@lru_cache(maxsize=256)
-def noise_multiplier_for(target: float, delta: float, sample_rate: float, total_steps: int) -> float:
-    """Return about the least noise multiplier with which `total_steps` steps spend at most epsilon = `target`.
+def noise_multiplier_for(
+    target: float, delta: float, sample_rate: float, total_steps: int, spent: Iterable[Event] = ()
+) -> float:
+    """Return about the least noise multiplier with which `total_steps` steps stay within epsilon = `target`.
+
+    `spent` is what the dataset has cost before: it and the steps to come stay within `target` together.
 
     Raises:
         BudgetUnreachable: even a noise of 10⁴ clipping norms spends more.
     """
+    return _noise_multiplier_for(target, delta, sample_rate, total_steps, _merged(spent))
+
+
+@lru_cache(maxsize=256)
+def _noise_multiplier_for(target: float, delta: float, rate: float, total_steps: int, spent: Steps) -> float:
+    before = [Event(*kind) for kind in spent]
 
     def excess(noise: float) -> float:
-        spent = epsilon([Event(noise, sample_rate, total_steps)], delta)
-        return math.log(max(spent, NOTHING) / target)
+        return math.log(max(epsilon([*before, Event(noise, rate, total_steps)], delta), NOTHING) / target)
 
     low, high = 0.5, 1.0
-    while _renyi(((high, sample_rate, total_steps),), delta) > target:
+    while not within([*before, Event(high, rate, total_steps)], delta, target):
         low, high = high, 2 * high
         if high > LARGEST_NOISE:
+            already = f" besides epsilon = {epsilon(before, delta):.4g} spent before" if before else ""
             raise BudgetUnreachable(
-                f"{total_steps} steps at a sample rate of {sample_rate:.3g} can't be kept within epsilon = {target:g} "
-                f"at delta = {delta:g}; allow a larger epsilon, or fewer rounds or epochs"
+                f"{total_steps} steps at a sample rate of {rate:.3g} can't be kept within epsilon = {target:g} at "
+                f"delta = {delta:g}{already}; allow a larger epsilon, or fewer rounds or epochs"
             )
     above, below = excess(low), excess(high)
     while above <= 0:
@@ -119,29 +112,19 @@ def _numerical(steps: Steps, delta: float) -> float:
     """Return the bound by numerical composition, or infinity where it can't be computed."""
     if _renyi(steps, delta) > NUMERICAL_UP_TO or min(rate for _, rate, _ in steps) < NUMERICAL_FROM_RATE:
         return math.inf
-    accountant = _Numerical()
-    accountant.history = list(steps)
+    total = sum(count for _, _, count in steps)
+    points = 2 * _reach(steps, delta) / mesh_width(total, delta)
+    kinds = coarser(steps, max(1, int(POINTS / points)))
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # log(1 - q) at q = 1
         try:
-            value = float(accountant.get_epsilon(delta))
+            value = composed_epsilon(kinds, delta, _reach(kinds, delta))
         except (ValueError, RuntimeError):  # delta below the mesh's precision, or the mesh too coarse
             return math.inf
     return value if math.isfinite(value) and value >= 0 else math.inf
 
 
-class _Numerical(PRVAccountant):  # type: ignore[misc]
-    """Opacus' accountant on a mesh as wide as its own, whose width comes from Rényi bounds that are kept."""
-
-    def _get_domain(
-        self,
-        prvs: list[PoissonSubsampledGaussianPRV],
-        num_self_compositions: list[int],
-        eps_error: float,
-        delta_error: float,
-    ) -> Domain:
-        kinds = [(prv.noise_multiplier, prv.sample_rate) for prv in prvs]
-        total = sum(num_self_compositions)
-        steps = tuple((*kind, count) for kind, count in zip(kinds, num_self_compositions, strict=True))
-        single = [_renyi(((*kind, 1),), delta_error / (8 * total)) for kind in kinds]
-        width = max(_renyi(steps, delta_error / 4), *single, eps_error) + 3
-        return Domain.create_aligned(-width, width, eps_error / math.sqrt(total * math.log(12 / delta_error) / 2))
+def _reach(steps: Steps, delta: float) -> float:
+    """Return how far the privacy loss goes that matters: remark 5.6 of Gopi et al., as Opacus has it."""
+    error, total = DELTA_ERROR * delta, sum(count for _, _, count in steps)
+    single = [_renyi(((noise, rate, 1),), error / (8 * total)) for noise, rate, _ in steps]
+    return max(_renyi(steps, error / 4), *single, EPSILON_ERROR) + 3

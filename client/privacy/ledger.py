@@ -1,84 +1,47 @@
-"""The privacy ledger: what a site's training has spent on each dataset, over all rounds and runs, in one SQLite file.
+"""The privacy ledger: what a site's training has spent on each dataset, over all rounds, runs and modes, in one file.
 
-Spending has two phases: a round's steps are reserved before its first gradient and settled after it. A reservation that
-was never settled (a crash) counts as spent. Rows are only ever added, keyed by the dataset's fingerprint; epsilon is
-always computed anew from all of them.
+Spending has two phases: a round's steps are reserved before its first gradient and settled after it, when fewer may
+turn out to have been taken. A reservation that was never settled (a crash) counts as spent. Rows are only ever added,
+keyed by the dataset's fingerprint; epsilon is always computed anew from all of them.
+
+**A repeated round is charged again.** Noise comes from a cryptographic generator and is never replayed, so a round that
+is trained once more after a resume is another release about the same data, whatever its number and seed. Rows are
+therefore never merged by run and round; only settling one reservation twice for the same steps counts once.
+
+**What is found.** Each row carries the hash of the one before and a signature; the last is noted in a signed head
+(`ledger_seal`). A row that was edited, added or taken out, a file that was truncated, rolled back, replaced by an empty
+one, or copied elsewhere (another inode) is found at the next use and refused until the operator decides. Order of
+writing: rows are committed to SQLite (write-ahead log, flushed), then the head is signed anew, each while no other
+process can write. A process that is killed in between leaves the head one transaction behind; the rows beyond it prove
+themselves by their signatures, and the next use brings the head up to date before it adds anything.
+
+**What is not found.** Whoever can write the ledger *and* reads its key can forge both. Whoever puts back an older
+ledger and its head together, in place and in the same inode (a snapshot of the whole disk), rolls back unseen, and so
+does whoever removes all, key included. Keep head and key elsewhere (`seals`), on another disk or under another user,
+against all of these; a coordinator that remembers a site's public key notices the last.
 """
 
-import secrets
-import sqlite3
-import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
 
-from astrofed.client.privacy.accounting import Event, epsilon, within
-from astrofed.shared.errors import UserMistake
+from astrofed.client.privacy.events import Event, Expense
+from astrofed.client.privacy.ledger_rows import Book, Row
+from astrofed.client.privacy.ledger_store import FILE, Store, now
+from astrofed.client.privacy.mistakes import AlreadySettled, BudgetSpent
 
-FILE = "ledger.sqlite"
-WAIT_S = 60.0  # for another thread or process that is writing
-_SCHEMA = """
-CREATE TABLE entry (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    time TEXT NOT NULL,
-    kind TEXT NOT NULL CHECK (kind IN ('reserve', 'settle')),
-    reservation INTEGER UNIQUE REFERENCES entry (id),
-    run TEXT NOT NULL,
-    round INTEGER NOT NULL,
-    mode TEXT NOT NULL,
-    dataset TEXT NOT NULL,
-    unit TEXT NOT NULL,
-    units INTEGER NOT NULL,
-    noise_multiplier REAL NOT NULL CHECK (noise_multiplier > 0),
-    sample_rate REAL NOT NULL CHECK (sample_rate > 0 AND sample_rate <= 1),
-    clipping_norm REAL NOT NULL,
-    steps INTEGER NOT NULL CHECK (steps >= 0),
-    CHECK ((kind = 'settle') = (reservation IS NOT NULL))
-);
-CREATE TRIGGER entry_stays BEFORE UPDATE ON entry BEGIN SELECT RAISE(ABORT, 'rows are only added'); END;
-CREATE TRIGGER entry_is_kept BEFORE DELETE ON entry BEGIN SELECT RAISE(ABORT, 'rows are only added'); END;
-"""
-_SPENT = """
-SELECT reserved.noise_multiplier, reserved.sample_rate, COALESCE(settled.steps, reserved.steps)
-FROM entry AS reserved LEFT JOIN entry AS settled ON settled.reservation = reserved.id
-WHERE reserved.kind = 'reserve' AND reserved.dataset = ? ORDER BY reserved.id
-"""
-
-
-class BudgetSpent(UserMistake):
-    """A round would spend more than is left of a dataset's privacy budget."""
-
-
-class LedgerUnusable(UserMistake):
-    """The ledger can't be read or written; without it nothing may be spent."""
-
-
-@dataclass(frozen=True)
-class Expense:
-    """What a round of DP-SGD is about to spend, and on what."""
-
-    run: str
-    round: int
-    mode: str
-    dataset: str  # fingerprint
-    unit: str  # what one privacy unit is
-    units: int  # privacy units in the training data
-    clipping_norm: float
-    event: Event
+__all__ = ["FILE", "BudgetSpent", "Expense", "Ledger"]
 
 
 class Ledger:
     """A site's ledger below its home folder; in memory, for as long as the object lives, where there is no home.
 
-    Every method raises LedgerUnusable where the file can't be read or written.
+    Every method raises LedgerUnusable where the file can't be read or written, and LedgerInDoubt where it is not what
+    was signed last.
     """
 
-    def __init__(self, home: Path | None) -> None:
-        self._path = home / FILE if home is not None else None
-        self._lock = threading.Lock()
-        self._memory: sqlite3.Connection | None = None
+    def __init__(self, home: Path | None, seals: Path | None = None) -> None:
+        """`home`: the folder of the file; `seals`: that of its signed head and key, by default the same."""
+        self._store = Store(home / FILE if home is not None else None, seals)
 
     def reserve(self, expense: Expense, budget: float | None, delta: float) -> int:
         """Write a round's spending before it happens and return the reservation's number.
@@ -91,101 +54,91 @@ class Ledger:
         Raises:
             BudgetSpent: it doesn't fit into what is left; nothing is written.
         """
-        with self._transaction() as connection:
-            events = _events(connection, expense.dataset)
-            if budget is not None and not within([*events, expense.event], delta, budget):
-                spent = epsilon(events, delta)
-                raise BudgetSpent(
-                    f"round {expense.round} of run {expense.run!r} would bring what is spent on dataset "
-                    f"{expense.dataset[:12]}… to epsilon {epsilon([*events, expense.event], delta):.4g} at delta "
-                    f"{delta:g}; the budget is {budget:g}, spent are {spent:.4g}, left {max(budget - spent, 0):.4g}. "
-                    "Only the data's owner may raise privacy.epsilon; a new plan can do with fewer rounds or more noise"
-                )
-            return _add(connection, "reserve", None, expense, expense.event.steps)
+        with self._store.transaction() as transaction:
+            if budget is not None:
+                _check(_events(transaction.book, expense.dataset), expense, budget, delta)
+            transaction.add(_row(transaction.next, "reserve", expense, expense.event.steps, None, delta, budget))
+            return transaction.next
 
     def settle(self, reservation: int, expense: Expense, steps: int) -> None:
-        """Write how many of the reserved steps were taken."""
+        """Write how many of the reserved steps were taken. Saying the same again changes nothing.
+
+        Raises:
+            AlreadySettled: another number was written before.
+        """
         if not 0 <= steps <= expense.event.steps:
             raise ValueError(f"{steps} steps were taken, {expense.event.steps} were reserved")
-        with self._transaction() as connection:
-            _add(connection, "settle", reservation, expense, steps)
+        with self._store.transaction() as transaction:
+            book = transaction.book
+            if reservation not in book.reserved:
+                raise ValueError(f"row {reservation} is no reservation")
+            before = book.settled.get(reservation)
+            if before is None:
+                transaction.add(_row(transaction.next, "settle", expense, steps, reservation))
+            elif before != steps:
+                raise AlreadySettled(f"reservation {reservation} was settled for {before} steps, not for {steps}")
 
     def events(self, dataset: str) -> list[Event]:
         """Return all that was ever spent on the dataset with that fingerprint, reservations left open included."""
-        with self._transaction() as connection:
-            return _events(connection, dataset)
+        with self._store.transaction() as transaction:
+            return _events(transaction.book, dataset)
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Give a connection on which nobody else writes; what the block did is kept only if it raises nothing."""
-        with self._lock:
-            try:
-                connection = self._connect()
-            except (sqlite3.Error, OSError) as error:
-                raise self._unusable(error) from error
-            try:
-                connection.execute("PRAGMA synchronous = FULL")  # an answer is given only once the disk has it
-                connection.execute("BEGIN IMMEDIATE")
-                with connection:
-                    yield connection
-            except sqlite3.Error as error:
-                raise self._unusable(error) from error
-            finally:
-                if connection is not self._memory:
-                    connection.close()
+    def book(self) -> Book:
+        """Return all rows and what they add up to; for looking at, while nothing is spent."""
+        with self._store.transaction() as transaction:
+            return transaction.book
 
-    def _connect(self) -> sqlite3.Connection:
-        if self._path is None:
-            if self._memory is None:
-                self._memory = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-                self._memory.executescript(_SCHEMA)
-            return self._memory
-        if not self._path.exists():
-            _create(self._path)
-        return sqlite3.connect(self._path, timeout=WAIT_S, isolation_level=None)
+    def accept(self) -> str | None:
+        """Go on with a ledger that is in doubt; return what was in doubt, or None if nothing was (`Store.accept`)."""
+        return self._store.accept()
 
-    def _unusable(self, error: Exception) -> LedgerUnusable:
-        return LedgerUnusable(
-            f"the privacy ledger {self._path or 'in memory'} can't be used ({error}); nothing is trained without it: "
-            "make its folder writable, free space on its disk, or restore the file from a backup"
-        )
+    @property
+    def public_key(self) -> str:
+        """The key that tells whether a row was signed here, in hexadecimal digits; empty in memory."""
+        return self._store.public_key
 
 
-def _create(path: Path) -> None:
-    """Write an empty ledger beside `path` and give it that name, unless another thread or process was faster."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.unfinished")
-    try:
-        with closing(sqlite3.connect(unfinished, isolation_level=None)) as connection:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.executescript(_SCHEMA)
-        with suppress(FileExistsError):
-            path.hardlink_to(unfinished)
-    finally:
-        unfinished.unlink(missing_ok=True)
+def _events(book: Book, dataset: str) -> list[Event]:
+    return [row.event for row in book.spending(dataset)]
 
 
-def _events(connection: sqlite3.Connection, dataset: str) -> list[Event]:
-    return [Event(noise, rate, steps) for noise, rate, steps in connection.execute(_SPENT, (dataset,))]
-
-
-def _add(connection: sqlite3.Connection, kind: str, reservation: int | None, expense: Expense, steps: int) -> int:
-    row = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "kind": kind,
-        "reservation": reservation,
-        "run": expense.run,
-        "round": expense.round,
-        "mode": expense.mode,
-        "dataset": expense.dataset,
-        "unit": expense.unit,
-        "units": expense.units,
-        "noise_multiplier": expense.event.noise_multiplier,
-        "sample_rate": expense.event.sample_rate,
-        "clipping_norm": expense.clipping_norm,
-        "steps": steps,
-    }
-    cursor = connection.execute(
-        f"INSERT INTO entry ({', '.join(row)}) VALUES ({', '.join(f':{name}' for name in row)})", row
+def _row(
+    number: int,
+    kind: str,
+    expense: Expense,
+    steps: int,
+    reservation: int | None,
+    delta: float | None = None,
+    budget: float | None = None,
+) -> Row:
+    return Row(
+        id=number,
+        time=now(),
+        kind=kind,
+        reservation=reservation,
+        run=expense.run,
+        round=expense.round,
+        mode=expense.mode,
+        dataset=expense.dataset,
+        unit=expense.unit,
+        units=expense.units,
+        noise_multiplier=expense.event.noise_multiplier,
+        sample_rate=expense.event.sample_rate,
+        clipping_norm=expense.clipping_norm,
+        steps=steps,
+        delta=delta,
+        budget=budget,
     )
-    return int(cursor.lastrowid or 0)
+
+
+def _check(spent: Sequence[Event], expense: Expense, budget: float, delta: float) -> None:
+    from astrofed.client.privacy.accounting import epsilon, within  # slow to load, and not needed without a budget
+
+    if not within([*spent, expense.event], delta, budget):
+        before = epsilon(spent, delta)
+        raise BudgetSpent(
+            f"round {expense.round} of run {expense.run!r} would bring what is spent on dataset "
+            f"{expense.dataset[:12]}… to epsilon {epsilon([*spent, expense.event], delta):.4g} at delta {delta:g}; the "
+            f"budget is {budget:g}, spent are {before:.4g}, left {max(budget - before, 0):.4g}. Only the data's owner "
+            "may raise privacy.epsilon; a new plan can do with fewer rounds or more noise"
+        )

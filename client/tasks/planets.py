@@ -14,9 +14,9 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from astrofed.client.privacy.accounting import Event, epsilon, noise_multiplier_for
 from astrofed.client.privacy.dpsgd import Mechanism, Units, check_private, sampling, train_privately
-from astrofed.client.privacy.ledger import Expense, Ledger
+from astrofed.client.privacy.ledger import Ledger
+from astrofed.client.privacy.spending import Account
 from astrofed.client.site import Site, SiteSummary
 from astrofed.client.task import Statistics, Task, TrainInstruction, TrainOutcome
 from astrofed.client.tasks.planets_catalogue import Catalogue, read_catalogue
@@ -53,6 +53,8 @@ class PlanetSurrogate(Task):
         self._ledger = Ledger(site.home)
         self._lock = threading.Lock()
         self._catalogue: Catalogue | None = None
+        self._account: Account | None = None
+        self._outlook: str | None = None
 
     @property
     def catalogue(self) -> Catalogue:
@@ -70,7 +72,13 @@ class PlanetSurrogate(Task):
             return self._catalogue
 
     def summary(self) -> SiteSummary:
-        """Count the site's planets; those without a measured target are not counted among the samples."""
+        """Count the site's planets, and say what training will spend of their privacy.
+
+        Planets without a measured target are not counted among the samples.
+
+        Raises:
+            BudgetSpent, BudgetUnreachable: the plan doesn't fit into what is left for the dataset.
+        """
         found = self.catalogue
         table = found.table
         temperatures, radii = (found.training.given.sum(dim=0) + found.held_out.given.sum(dim=0)).int().tolist()
@@ -82,7 +90,8 @@ class PlanetSurrogate(Task):
             num_units=len(found.training),
             unit=table.privacy_unit,
             fingerprint=table.fingerprint,
-            description=f"{len(table)} planets: {temperatures} measured temperatures, {radii} measured radii",
+            description=f"{len(table)} planets: {temperatures} measured temperatures, {radii} measured radii"
+            + self._privacy_outlook(),
         )
 
     def train(self, model: nn.Module, statistics: Statistics, instruction: TrainInstruction) -> TrainOutcome:
@@ -118,29 +127,27 @@ class PlanetSurrogate(Task):
         self, model: nn.Module, units: Units, privacy: Privacy, instruction: TrainInstruction
     ) -> dict[str, float]:
         """Reserve, train, settle; return epsilon and delta of all that was ever spent on the dataset."""
-        plan, table = self.plan, self.catalogue.table
+        plan, account = self.plan, self._open_account()
         check_private(model, plan.training)  # before anything is reserved
-        rate, steps = sampling(plan.training, len(units[0]))
-        noise = privacy.noise_multiplier
-        if noise is None:
-            assert privacy.epsilon is not None  # the plan has exactly one of the two
-            noise = noise_multiplier_for(privacy.epsilon, privacy.delta, rate, plan.rounds * steps)
-        expense = Expense(
-            run=plan.name,
-            round=instruction.round,
-            mode=plan.mode,
-            dataset=table.fingerprint,
-            unit=table.privacy_unit,
-            units=len(units[0]),
-            clipping_norm=privacy.clipping_norm,
-            event=Event(noise, rate, steps),
-        )
-        mechanism = Mechanism(expense.event, privacy.clipping_norm)
-        reservation = self._ledger.reserve(expense, privacy.epsilon, privacy.delta)
-        train_privately(model, units, _loss, plan.training, instruction, plan.rounds, mechanism)
-        self._ledger.settle(reservation, expense, steps)
-        spent = epsilon(self._ledger.events(table.fingerprint), privacy.delta)
-        return {"epsilon": spent, "delta": privacy.delta}
+        with account.round(instruction.round) as event:
+            mechanism = Mechanism(event, privacy.clipping_norm)
+            train_privately(model, units, _loss, plan.training, instruction, plan.rounds, mechanism)
+        return {"epsilon": account.epsilon(), "delta": privacy.delta}
+
+    def _open_account(self) -> Account:
+        if self._account is None:
+            table, units = self.catalogue.table, len(self.catalogue.training)
+            rate, steps = sampling(self.plan.training, units)
+            dataset, unit = table.fingerprint, table.privacy_unit
+            self._account = Account(self._ledger, self.plan, dataset, unit, units, rate, steps)
+        return self._account
+
+    def _privacy_outlook(self) -> str:
+        if self.plan.privacy is None or self.site.role == "evaluate":
+            return ""
+        if self._outlook is None:
+            self._outlook = f"; {self._open_account().outlook()}"
+        return self._outlook
 
     def _check(self, found: Catalogue) -> None:
         name, privacy = self.site.name, self.plan.privacy

@@ -11,7 +11,8 @@ from threading import Barrier
 import pytest
 
 from astrofed.client.privacy.accounting import Event, epsilon
-from astrofed.client.privacy.ledger import FILE, BudgetSpent, Expense, Ledger, LedgerUnusable
+from astrofed.client.privacy.ledger import FILE, BudgetSpent, Expense, Ledger
+from astrofed.client.privacy.mistakes import AlreadySettled, LedgerUnusable
 
 EVENT = Event(1.0, 0.1, 20)
 EXPENSE = Expense(
@@ -117,9 +118,19 @@ def test_a_reservation_is_settled_once_and_for_no_more_than_it_says(ledger: Ledg
     with pytest.raises(ValueError, match="21 steps were taken, 20 were reserved"):
         ledger.settle(reservation, EXPENSE, 21)
     ledger.settle(reservation, EXPENSE, 20)
-    with pytest.raises(LedgerUnusable, match="UNIQUE"):
+    ledger.settle(reservation, EXPENSE, 20)  # asked again after an answer that was lost
+    with pytest.raises(AlreadySettled, match="settled for 20 steps, not for 0"):
         ledger.settle(reservation, EXPENSE, 0)
+    with pytest.raises(ValueError, match="row 2 is no reservation"):
+        ledger.settle(2, EXPENSE, 0)
     assert ledger.events(EXPENSE.dataset) == [EVENT]
+    assert ledger.reserve(EXPENSE, None, DELTA) == 3  # the second settling wrote nothing
+
+
+def test_a_round_that_is_repeated_after_a_resume_is_charged_again(tmp_path: Path) -> None:
+    spend(Ledger(tmp_path))
+    Ledger(tmp_path).reserve(EXPENSE, None, DELTA)  # the same run and round: its noise is fresh
+    assert Ledger(tmp_path).events(EXPENSE.dataset) == [EVENT, EVENT]
 
 
 def test_many_objects_on_a_new_home_write_every_row(tmp_path: Path) -> None:
@@ -160,7 +171,7 @@ def test_a_ledger_that_cannot_be_used_is_named_and_nothing_is_spent(
 
 
 def test_what_is_spent_survives_power_loss(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
-    with ledger._transaction() as connection:
+    with Ledger(tmp_path)._store.transaction() as transaction:
+        connection = transaction._connection
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
