@@ -4,7 +4,6 @@ What a peer needs made ready (messages that it empties, a matrix that it writes 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,16 +15,9 @@ from astrofed.server.aggregation.gram import gram_matrix
 from astrofed.server.aggregation.updates import Updates
 from astrofed.simulations.bench.aggregation_work import MIXED, NAME, Case, Replies
 from astrofed.simulations.bench.byzfl_peer import stages
+from astrofed.simulations.bench.turns import Call
 
 FLOWER, BYZFL_NUMPY, BYZFL_TORCH = "Flower", "ByzFL (numpy)", "ByzFL (torch)"
-
-
-@dataclass(frozen=True)
-class Call:
-    """Something to take the time of: `ready` makes what `run` is given."""
-
-    run: Callable[[Any], Any]
-    ready: Callable[[], Any] = lambda: None
 
 
 def through_arrays(case: Case, replies: Replies) -> Call:

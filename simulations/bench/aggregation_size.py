@@ -9,8 +9,7 @@ import logging
 import os
 import statistics
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,6 @@ from pydantic import TypeAdapter
 
 from astrofed.simulations.bench.aggregation_peers import (
     FLOWER,
-    Call,
     byzfls,
     flowers,
     gram_pass,
@@ -36,9 +34,9 @@ from astrofed.simulations.bench.aggregation_result import PeerTime, RuleRow, Siz
 from astrofed.simulations.bench.aggregation_work import CASES, KINDS, MIXED, NAME, Case, Replies
 from astrofed.simulations.bench.bandwidth import read_bandwidth
 from astrofed.simulations.bench.memory import free_memory, peak_beyond
+from astrofed.simulations.bench.turns import Call, alternate, ratio
 
 ARRAYS, MESSAGES, GRAM = "ours", "ours, messages", "gram pass"
-BRIEF = 0.1  # seconds; of calls shorter than this, three make one measurement
 UNKNOWN_MEMORY = 6.0  # what a peer is taken to need, in multiples of the replies, where it was not measured before
 
 
@@ -89,46 +87,6 @@ def measure(request: Request) -> Size:
     )
 
 
-def alternate(
-    calls: Mapping[str, Call], rounds: int, patience: float, peaks: dict[str, int | None] | None = None
-) -> dict[str, list[float]]:
-    """Return the seconds of each call in each round in which it took part: all in the first, and then the patient.
-
-    Args:
-        calls: what takes turns, by name.
-        rounds: how often, at most.
-        patience: seconds after which a call takes part no more.
-        peaks: filled, if given, with the bytes that each call in the first round had at its peak.
-    """
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds):
-        for name, call in calls.items():
-            if number == 0 and peaks is not None:
-                seconds, peaks[name] = peak_beyond(partial(_once, call, call.ready()))
-                times[name].append(seconds)
-            elif number == 0 or sum(times[name]) < patience:
-                times[name].append(_briefly(call))
-    return times
-
-
-def _briefly(call: Call) -> float:
-    found: list[float] = []
-    while not found or (len(found) < 3 and max(found) < BRIEF):
-        found.append(_once(call, call.ready()))
-    return statistics.median(found)
-
-
-def _once(call: Call, given: Any) -> float:
-    start = time.perf_counter()
-    call.run(given)
-    return time.perf_counter() - start
-
-
-def _ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
-    """Return how many times longer the first takes, the median over the rounds that both took part in."""
-    return statistics.median(a / b for a, b in zip(slow, fast, strict=False))
-
-
 def _timed(case: Case, replies: Replies, request: Request) -> RuleRow:
     """Return the row of a rule with its time and its peers'."""
     ours, peers = {ARRAYS: through_arrays(case, replies)}, byzfls(case, replies)
@@ -148,7 +106,7 @@ def _timed(case: Case, replies: Replies, request: Request) -> RuleRow:
             name,
             statistics.median(times[name]),
             len(times[name]),
-            _ratio(times[name], times[MESSAGES if name == FLOWER else ARRAYS]),
+            ratio(times[name], times[MESSAGES if name == FLOWER else ARRAYS]),
             None if peaks[name] is None else (peaks[name] or 0) / replies.nbytes,
         )
         for name in peers
@@ -195,7 +153,7 @@ def _gram_passes(rows: list[RuleRow], replies: Replies, request: Request) -> lis
                 statistics.median(times[name]),
                 len(times[name]),
                 1.0,
-                gram_passes=_ratio(times[name], gram),
+                gram_passes=ratio(times[name], gram),
             )
             for name, title in alone.items()
         ),
@@ -209,7 +167,7 @@ def _two_threads(rows: list[RuleRow], replies: Replies, request: Request, cores:
         run = through_arrays(case, replies).run
         calls = {str(count): Call(run, partial(os.sched_setaffinity, 0, cores[:count])) for count in (1, 2)}
         times = alternate(calls, request.rounds, request.patience)
-        found[case.name] = _ratio(times["1"], times["2"])
+        found[case.name] = ratio(times["1"], times["2"])
     return [replace(row, two_threads=found.get(row.rule)) for row in rows]
 
 

@@ -4,6 +4,7 @@ Setting: 17 participants, 4 of them attacking, on scikit-learn's digits; learnin
 400 steps. Rules see models, as in a federation; ByzFL's, where installed, see the same updates side by side.
 """
 
+import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +19,7 @@ from astrofed.server.aggregation.base import TooFewReplies
 from astrofed.server.strategies.memory import Step
 from astrofed.server.strategies.robust import DEFAULT_PRE, DEFAULT_RULE, build_pipeline
 from astrofed.shared import registry
+from astrofed.shared.errors import UserMistake
 from astrofed.shared.plan import Named, check_options
 from astrofed.shared.seeds import derive_seed
 from astrofed.simulations.attack import Attack, Scene
@@ -41,6 +43,10 @@ ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 JUDGED = tuple(ATTACKS)[:6]
 HARD: Split = "dirichlet 0.1"
+
+
+class DigitsMissing(UserMistake):
+    """The package that ships the images is not installed."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,12 @@ def run_robustness_bench(quick: bool, workers: int | None = None) -> RobustnessR
     Args:
         quick: about a minute instead of about an hour of processor time.
         workers: processes that share the work; by default one for each core that this process may use.
+
+    Raises:
+        DigitsMissing: scikit-learn, which ships the images, is not installed.
     """
+    if importlib.util.find_spec("sklearn") is None:
+        raise DigitsMissing("the digits come with scikit-learn, which is not installed: pip install 'astrofed[bench]'")
     splits: tuple[Split, ...] = (HARD,) if quick else ("iid", HARD, "one class each")
     seeds, defences = range(3 if quick else 5), QUICK if quick else DEFENCES
     attacks = (NONE, "sign flip", "ipm 3", "alie 1.5") if quick else (NONE, *ATTACKS)

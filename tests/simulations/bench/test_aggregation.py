@@ -9,15 +9,16 @@ import pytest
 from rich.console import Console
 
 from astrofed.simulations.bench.aggregation import measure_apart
-from astrofed.simulations.bench.aggregation_peers import Call, byzfls
+from astrofed.simulations.bench.aggregation_peers import byzfls
 from astrofed.simulations.bench.aggregation_result import AggregationResult, PeerTime, RuleRow, Size
-from astrofed.simulations.bench.aggregation_size import Request, alternate
+from astrofed.simulations.bench.aggregation_size import Request
 from astrofed.simulations.bench.aggregation_targets import judge
 from astrofed.simulations.bench.aggregation_work import CASES, DEFAULT, PRE, Case, Replies
 from astrofed.simulations.bench.bandwidth import read_bandwidth
 from astrofed.simulations.bench.byzfl_peer import byzfl_aggregators
 from astrofed.simulations.bench.memory import free_memory, peak_beyond
 from astrofed.simulations.bench.result import this_machine
+from astrofed.simulations.bench.turns import Call, alternate
 
 
 def test_a_small_size_from_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:

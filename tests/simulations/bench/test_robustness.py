@@ -1,5 +1,6 @@
 """The robustness table: its data and network are right, its numbers are what it says, its targets judge soundly."""
 
+import importlib.util
 import json
 
 import numpy as np
@@ -26,9 +27,11 @@ from astrofed.simulations.bench.robustness import (
     NONE,
     PLAIN,
     Defence,
+    DigitsMissing,
     accuracy,
     judge,
     measure_cell,
+    run_robustness_bench,
 )
 from astrofed.simulations.bench.robustness_table import Cell, RobustnessResult, interval
 
@@ -132,6 +135,12 @@ def test_defences_cover_every_rule_with_and_without_mixing_and_the_default() -> 
     names = [defence.name for defence in DEFENCES]
     assert DEFAULT.name in names and len(set(names)) == len(names)
     assert {"krum", "nnm + krum", "bucketing + krum", "arc + nnm + krum"} <= set(names)
+
+
+def test_without_the_images_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DigitsMissing, match=r"pip install 'astrofed\[bench\]'"):
+        run_robustness_bench(quick=True)
 
 
 def test_byzfls_aggregation_is_ours_on_the_same_vectors() -> None:
