@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from astrofed.client.site import Site
 from astrofed.client.task import Task, TrainInstruction
-from astrofed.shared import registry
+from astrofed.shared import records, registry
 from astrofed.shared.arrays import from_state_dict, load_into
 from astrofed.shared.errors import AstrofedError, UserMistake
 from astrofed.shared.models.base import Model, build_model
@@ -120,7 +120,7 @@ def build_client_app(open_site: OpenSite) -> ClientApp:
         )
         outcome = task.train(model, _pooled(config), instruction)
         metrics = {**outcome.metrics, "num-examples": outcome.num_examples}
-        return RecordDict({"arrays": from_state_dict(model.state_dict()), "metrics": _metrics(metrics)})
+        return records.content({"arrays": from_state_dict(model.state_dict()), "metrics": _metrics(metrics)})
 
     def evaluate(message: Message, context: Context) -> RecordDict:
         plan, key, task = prepare(message, context)
@@ -128,7 +128,7 @@ def build_client_app(open_site: OpenSite) -> ClientApp:
         model = desk.model(plan, key)
         load_into(model, _record(message, "arrays", ArrayRecord))
         metrics = task.evaluate(model, _pooled(config), with_baselines=bool(config.get("with-baselines", False)))
-        return RecordDict({"metrics": _metrics({**metrics, "num-examples": task.summary().num_eval_examples})})
+        return records.content({"metrics": _metrics({**metrics, "num-examples": task.summary().num_eval_examples})})
 
     app.query("enrol")(_guarded(enrol))
     app.query("statistics")(_guarded(statistics))
@@ -162,7 +162,7 @@ def _metrics(values: Mapping[str, float]) -> MetricRecord:
             raise NonFiniteMetric(
                 f"metric {name!r} is {value}; the model or the task's data have left the finite range"
             )
-    return MetricRecord({name: value if isinstance(value, int) else float(value) for name, value in values.items()})
+    return records.metrics({k: int(v) if isinstance(v, int) else float(v) for k, v in values.items()})
 
 
 def _to_record(arrays: Mapping[str, NDArray[np.float64]]) -> ArrayRecord:

@@ -5,6 +5,7 @@ This one calls the same hooks of the strategy (`configure_train`, `aggregate_tra
 `aggregate_evaluate`) around them.
 """
 
+import gc
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from astrofed.server.nodes import GridView
 from astrofed.server.record import RunRecord
 from astrofed.server.screening import Rejected, screen_evaluation, screen_training
 from astrofed.server.strategies.state import restore_state, strategy_state
+from astrofed.shared import records
 from astrofed.shared.arrays import from_numpy, to_numpy
 from astrofed.shared.errors import AstrofedError, UserMistake
 from astrofed.shared.plan import Plan
@@ -84,6 +86,16 @@ class Federation:
         Raises:
             StrategyFailed, NobodyAccepted, Interrupted, CannotWrite: the record stays as it is, ready to be resumed.
         """
+        python, numpy = random.getstate(), np.random.get_state()
+        gc.freeze()  # what imports made stays; looking through it for garbage takes a quarter of a second each time
+        try:
+            self._run()
+        finally:
+            gc.unfreeze()
+            random.setstate(python)  # the hooks of strategies were given seeds of their own
+            np.random.set_state(numpy)
+
+    def _run(self) -> None:
         if self.record.rounds:
             self._restore()
         else:
@@ -225,8 +237,8 @@ class Federation:
         for message in asked:
             node = message.metadata.dst_node_id
             if node in by_node:
-                record = MetricRecord({"loss": by_node[node]["loss"], "num-examples": counts[node]})
-                told.append(Message(RecordDict({"metrics": record}), reply_to=message))
+                record = records.metrics({"loss": by_node[node]["loss"], "num-examples": counts[node]})
+                told.append(Message(records.content({"metrics": record}), reply_to=message))
         with self._guard("aggregate_evaluate", number):
             self.strategy.aggregate_evaluate(number, told)
 
@@ -278,7 +290,6 @@ class Federation:
     @contextmanager
     def _guard(self, hook: str, number: int) -> Iterator[None]:
         """Name a hook's errors, and seed the global generators for it: Flower's strategies draw from them."""
-        python, numpy = random.getstate(), np.random.get_state()
         seed = derive_seed(self.plan.seed, "strategy", hook, number)
         random.seed(seed)
         np.random.seed(seed % 2**32)
@@ -291,9 +302,6 @@ class Federation:
                 f"strategy {self.plan.strategy.name!r} failed in {hook}, round {number}: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
 
 
 def _merge(entry: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ error: what can't be used is rejected with a reason. What can is rebuilt to one 
 their replies can't be misled by names, order, types or counts. Array buffers are never copied.
 """
 
-import copy
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from astrofed.server.aggregation.updates import Updates
+from astrofed.shared import records
 from astrofed.shared.arrays import MalformedArray, stored, view
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -78,10 +78,8 @@ def screen_training(
     shared = [key for key in (told[0] if told else {}) if all(key in metrics for metrics in told)]
     accepted = []
     for reply, arrays, metrics in usable.values():
-        rebuilt = copy.copy(reply)
-        record = MetricRecord({key: metrics[key] for key in shared})
-        rebuilt.content = RecordDict({"arrays": arrays, "metrics": record})
-        accepted.append(rebuilt)
+        record = records.metrics({key: metrics[key] for key in shared})
+        accepted.append(records.with_content(reply, records.content({"arrays": arrays, "metrics": record})))
     return accepted, _in_order(rejected, expected)
 
 
@@ -171,10 +169,10 @@ def _content(reply: Message, kind: str) -> RecordDict:
 
 
 def _only(content: RecordDict, kind: type[RecordT], name: str) -> RecordT:
-    records = [record for record in content.values() if isinstance(record, kind)]
-    if len(records) != 1:
-        raise _Unusable(f"no {name}" if not records else f"{len(records)} records of {name}; exactly one is read")
-    return records[0]
+    found = [record for record in content.values() if isinstance(record, kind)]
+    if len(found) != 1:
+        raise _Unusable(f"no {name}" if not found else f"{len(found)} records of {name}; exactly one is read")
+    return found[0]
 
 
 def _model(record: ArrayRecord, reference: Mapping[str, NDArray[Any]], max_norm: float | None) -> ArrayRecord:
@@ -193,10 +191,8 @@ def _model(record: ArrayRecord, reference: Mapping[str, NDArray[Any]], max_norm:
         _check_finite(new, name)
     if max_norm is not None and (norm := _norm(reference, model)) > max_norm:
         raise _Unusable(f"its update is {norm:.4g} long; the plan allows {max_norm:.4g}")
-    rebuilt = ArrayRecord()
-    for name, old in reference.items():  # Array's own dtype and shape are claims; these are what the bytes hold
-        rebuilt[name] = stored(old.dtype, old.shape, record[name].data)
-    return rebuilt
+    # Array's own dtype and shape are claims; these are what the bytes hold.
+    return records.arrays({name: stored(old.dtype, old.shape, record[name].data) for name, old in reference.items()})
 
 
 def _norm(reference: Mapping[str, NDArray[Any]], model: Mapping[str, NDArray[Any]]) -> float:
@@ -205,7 +201,7 @@ def _norm(reference: Mapping[str, NDArray[Any]], model: Mapping[str, NDArray[Any
 
 def _read(array: Array, name: str) -> NDArray[Any]:
     try:
-        return view(array, _printable(name))
+        return view(array, name)
     except MalformedArray as error:
         raise _Unusable(_printable(str(error))) from None
 
@@ -223,7 +219,7 @@ def _check_finite(array: NDArray[Any], name: str) -> None:
 def _training_metrics(record: MetricRecord, enrolled: int) -> dict[str, Number]:
     if COUNT not in record:
         raise _Unusable(f"its metrics lack {COUNT!r}")
-    metrics = {key: _number(_printable(key), value) for key, value in record.items()}
+    metrics = {key: _number(key, value) for key, value in record.items()}
     count = metrics[COUNT]
     if count != int(count) or count < 1:
         raise _Unusable(f"{COUNT} is {count}; it must be a positive whole number")
@@ -259,6 +255,7 @@ def _is_number(value: object) -> bool:
 def _number(key: str, value: object) -> Number:
     if isinstance(value, int | float) and _is_number(value):
         return int(value) if isinstance(value, int) else float(value)
+    key = _printable(key)
     if isinstance(value, int):
         raise _Unusable(f"metric {key!r} is an integer beyond 64 bits")
     raise _Unusable(f"metric {key!r} is {'a list' if isinstance(value, list) else value}; it must be one finite number")

@@ -16,6 +16,7 @@ from flwr.app import Array, ArrayRecord
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from astrofed.shared import records
 from astrofed.shared.errors import AstrofedError
 
 NPY = "numpy.ndarray"  # Flower's name for arrays stored as `.npy`
@@ -31,12 +32,12 @@ class WrongArrays(AstrofedError):
 
 def from_numpy(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
     """Return Flower's record of named arrays of any shape; C-contiguous bytes, one copy."""
-    record = ArrayRecord()
+    made = {}
     for name, array in arrays.items():
         flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         data = b"".join((_header(array.dtype, array.shape), flat.data))
-        record[name] = stored(array.dtype, array.shape, data)
-    return record
+        made[name] = stored(array.dtype, array.shape, data)
+    return records.arrays(made)
 
 
 def stored(dtype: np.dtype[Any], shape: tuple[int, ...], data: bytes) -> Array:

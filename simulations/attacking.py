@@ -1,16 +1,15 @@
 """A grid in which some participants lie: it forges their replies to train messages, on whatever engine runs below."""
 
-import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app import Message, MetricRecord
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from astrofed.server.nodes import PassingGrid
-from astrofed.shared import registry
+from astrofed.shared import records, registry
 from astrofed.shared.arrays import from_numpy, to_numpy
 from astrofed.shared.plan import Plan, check_options
 from astrofed.shared.seeds import derive_seed
@@ -94,7 +93,5 @@ def _forge(attack: Attack, scene: Scene, reply: Message) -> Message | None:
         forgery = attack.forge(scene)
     if forgery is None:
         return None
-    forged = copy.copy(reply)
-    metrics = MetricRecord({**forgery.metrics})
-    forged.content = RecordDict({"arrays": from_numpy(forgery.arrays), "metrics": metrics})
-    return forged
+    told = MetricRecord({**forgery.metrics})
+    return records.with_content(reply, records.content({"arrays": from_numpy(forgery.arrays), "metrics": told}))

@@ -5,7 +5,6 @@ or on a pool of threads (tensor operations release the interpreter lock). Replie
 messages, whatever the number of workers, so that sums over replies are the same to the bit.
 """
 
-import copy
 import random
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -16,6 +15,8 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
+
+from astrofed.shared import records
 
 SERVER_NODE_ID = 1
 CLIENT_APP_RAISED = 2  # Flower's code for "the client app raised an exception"
@@ -108,8 +109,7 @@ class EmbeddedGrid(Grid):
         if context is None:
             return _error_reply(message, f"there is no node {node_id} in this run")
         # Each client gets its own outer record: replacing entries in it must not reach the other clients.
-        private = copy.copy(message)
-        private.content = message.content.copy()
+        private = records.with_content(message, message.content.copy())
         try:
             return self._client_app(private, context)
         except Exception as error:  # noqa: BLE001 - as in every Flower runtime, a client's failure becomes an error reply

@@ -22,6 +22,7 @@ from astrofed.shared import registry
 from astrofed.shared.errors import UserMistake
 from astrofed.shared.models.base import Model
 from astrofed.shared.plan import Plan, Section
+from astrofed.simulations.bench.digits_sites import load_digits
 
 Batch = tuple[Tensor, Tensor]  # images [batch, 1, 8, 8] in [0, 1]; labels [batch]
 
@@ -51,11 +52,9 @@ class Share:
 
 @lru_cache(maxsize=1)
 def _digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    from sklearn.datasets import load_digits
-
-    found = load_digits()
-    order = np.random.default_rng(0).permutation(len(found.target))  # as they come, neighbours share their writer
-    return (found.images[order] / 16).astype(np.float32)[:, None], found.target[order].astype(np.int64)
+    images, labels = load_digits()
+    order = np.random.default_rng(0).permutation(len(labels))  # as they come, neighbours share their writer
+    return images[order].reshape(-1, 1, 8, 8), labels[order]
 
 
 def share(name: str) -> Share:

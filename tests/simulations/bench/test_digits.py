@@ -16,6 +16,7 @@ from astrofed.shared.models.base import build_model
 from astrofed.shared.seeds import derive_seed
 from astrofed.simulations.bench.bare import BareDigits
 from astrofed.simulations.bench.digits import UnknownShare, share, shuffled
+from astrofed.simulations.bench.digits_sites import load_digits
 from astrofed.simulations.bench.work import PLUGINS, plan_for
 
 
@@ -87,3 +88,12 @@ def test_the_task_says_what_it_has_and_trains_as_the_bare_loop_does() -> None:
     outcome = task.train(model, {}, TrainInstruction(1, derive_seed(plan.seed, "train", 1, "client-4")))
     assert outcome.num_examples == bare.train_client(4) == 162
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), bare.model.parameters(), strict=True))
+
+
+def test_the_digits_are_those_that_scikit_learn_loads() -> None:
+    from sklearn import datasets
+
+    images, labels = load_digits()
+    expected = datasets.load_digits()
+    assert images.shape == (1797, 64) and images.max() == 1
+    assert (images * 16 == expected.data).all() and (labels == expected.target).all()
