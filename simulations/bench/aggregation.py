@@ -29,17 +29,13 @@ TUNING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # would have peers run on a 
 def run_aggregation_bench(quick: bool) -> AggregationResult:
     """Measure; `quick` has a million values only, at most 30 replies, and fewer repeats."""
     machine = this_machine()
-    rounds, patience = (3, 0.5) if quick else (7, 4.0)
-    memory: dict[str, float] = {}
+    rounds, patience = (3, 0.5) if quick else (7, 2.0)
+    memory: dict[int, dict[str, float]] = {n: {} for n, _ in SIZES}
     sizes = []
     for n, d in QUICK if quick else SIZES:
-        size = measure_apart(Request(n, d, rounds, patience, memory))
-        memory |= {
-            f"{row.rule}: {peer.peer}": peer.memory
-            for row in size.rows
-            for peer in row.peers
-            if peer.memory is not None
-        }
+        size = measure_apart(Request(n, d, rounds, patience, memory[n]))
+        peers = [(row.rule, peer) for row in size.rows for peer in row.peers]
+        memory[n] |= {f"{rule}: {peer.peer}": peer.memory for rule, peer in peers if peer.memory is not None}
         sizes.append(replace(size, targets=judge(size)))
     byzfl = "installed" if byzfl_aggregators() is not None else "not installed: pip install --no-deps byzfl==0.0.11"
     settings = {"quick": quick, "threads": 1, "byzfl": byzfl, "rounds": rounds, "patience_s": patience}

@@ -71,6 +71,11 @@ def byzfls(case: Case, replies: Replies) -> dict[str, Call]:
     return {BYZFL_NUMPY: Call(run, ready), BYZFL_TORCH: Call(run, lambda: torch.from_numpy(ready()))}
 
 
+def likely_memory(case: Case, n: int) -> float:
+    """Return what a peer may need beyond the replies, in multiples of their bytes, before it has been measured."""
+    return n - case.f(n) + 1.0 if "nnm" in case.pre else 6.0  # ByzFL's mixing gathers all neighbours of all replies
+
+
 def gram_pass(replies: Replies) -> Call:
     """Return the one pass over the data that distance-based rules need."""
     updates = Updates(replies.model, replies.arrays())

@@ -60,6 +60,8 @@ class Size:
     d: int
     read_bandwidth: float | None = None  # bytes a second, one thread
     read_bandwidth_two: float | None = None  # two threads together; None on one core
+    others: float | None = None  # cores that other processes used while one thread was measured
+    others_two: float | None = None  # and while two were
     blas: str = ""
     rows: tuple[RuleRow, ...] = ()
     targets: tuple[Worst, ...] = ()
@@ -105,12 +107,14 @@ class AggregationResult:
 def _table(size: Size) -> "Table":
     from rich.table import Table
 
-    facts = [f"{size.read_bandwidth / 1e9:.1f} GB/s read by one thread" if size.read_bandwidth else "", size.note]
+    facts = [f"{size.read_bandwidth / 1e9:.1f} GB/s read by one thread"] if size.read_bandwidth else []
     if size.read_bandwidth_two:
         facts.append(
             f"{size.read_bandwidth_two / 1e9:.1f} GB/s by two; *: two threads at 1.6 times the speed need more"
         )
-    facts.append(f"BLAS: {size.blas}" if size.blas else "")
+    if size.others is not None:
+        facts.append(f"other processes used {size.others:.2f} cores, and {size.others_two or 0:.2f} beside two threads")
+    facts += [f"BLAS: {size.blas}", size.note]
     facts += [f"{row.rule}: {peer.peer}: {peer.note}" for row in size.rows for peer in row.peers if peer.note]
     table = Table(title=_label(size), caption="\n".join(filter(None, facts)), caption_justify="left")
     for name in _COLUMNS:

@@ -25,6 +25,7 @@ from astrofed.simulations.bench.aggregation_peers import (
     byzfls,
     flowers,
     gram_pass,
+    likely_memory,
     mixings,
     through_arrays,
     through_messages,
@@ -34,10 +35,10 @@ from astrofed.simulations.bench.aggregation_result import PeerTime, RuleRow, Siz
 from astrofed.simulations.bench.aggregation_work import CASES, KINDS, MIXED, NAME, Case, Replies
 from astrofed.simulations.bench.bandwidth import read_bandwidth
 from astrofed.simulations.bench.memory import free_memory, peak_beyond
+from astrofed.simulations.bench.others import Others
 from astrofed.simulations.bench.turns import Call, alternate, ratio
 
 ARRAYS, MESSAGES, GRAM = "ours", "ours, messages", "gram pass"
-UNKNOWN_MEMORY = 6.0  # what a peer is taken to need, in multiples of the replies, where it was not measured before
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,12 @@ class Request:
     d: int
     rounds: int  # of the peers in turn
     patience: float  # seconds for a peer at each rule; one that has taken more leaves the other rounds out
-    memory: dict[str, float]  # what peers need, by rule and name, in multiples of the replies, from a smaller size
+    memory: dict[str, float]  # what peers need, by rule and name, in multiples of the replies, from a smaller d
 
 
 def measure(request: Request) -> Size:
     """Measure all rules at one size; this process should run on one thread, pinned to one core of two."""
-    cores = sorted(os.sched_getaffinity(0))
+    cores, others = sorted(os.sched_getaffinity(0)), Others()
     os.sched_setaffinity(0, cores[:1])
     size = Size(request.n, request.d, read_bandwidth(1, request.rounds), blas=_blas())
     free, needed = free_memory(), 4 * request.n * request.d
@@ -74,17 +75,15 @@ def measure(request: Request) -> Size:
     _say(request, "Gram passes")
     rows = _gram_passes(rows, replies, request)
     bandwidth = max(size.read_bandwidth or 0.0, read_bandwidth(1, request.rounds))
+    size = replace(size, read_bandwidth=bandwidth, others=others.cores())
     if len(cores) < 2:
-        return replace(size, read_bandwidth=bandwidth, rows=tuple(rows), note="two threads: not evaluable on one core")
+        return replace(size, rows=tuple(rows), note="two threads: not evaluable on one core")
     _say(request, "two threads")
+    others = Others()
     rows = _two_threads(rows, replies, request, cores[:2])
     os.sched_setaffinity(0, cores[:2])
-    return replace(
-        size,
-        read_bandwidth=bandwidth,
-        read_bandwidth_two=max(bandwidth, read_bandwidth(2, request.rounds)),
-        rows=tuple(rows),
-    )
+    both = max(bandwidth, read_bandwidth(2, request.rounds))
+    return replace(size, rows=tuple(rows), read_bandwidth_two=both, others_two=others.cores())
 
 
 def _timed(case: Case, replies: Replies, request: Request) -> RuleRow:
@@ -95,7 +94,7 @@ def _timed(case: Case, replies: Replies, request: Request) -> RuleRow:
         ours[MESSAGES], peers = through_messages(case, replies), {FLOWER: flower, **peers}
     skipped = []
     for name in list(peers):
-        reason = _too_large(replies, request.memory.get(f"{case.name}: {name}", UNKNOWN_MEMORY))
+        reason = _too_large(replies, request.memory.get(f"{case.name}: {name}", likely_memory(case, replies.n)))
         if reason is not None:
             skipped.append(PeerTime(name, note=reason))
             del peers[name]

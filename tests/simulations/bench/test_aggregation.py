@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+import time
 from io import StringIO
 
 import numpy as np
@@ -17,6 +20,7 @@ from astrofed.simulations.bench.aggregation_work import CASES, DEFAULT, PRE, Cas
 from astrofed.simulations.bench.bandwidth import read_bandwidth
 from astrofed.simulations.bench.byzfl_peer import byzfl_aggregators
 from astrofed.simulations.bench.memory import free_memory, peak_beyond
+from astrofed.simulations.bench.others import Others
 from astrofed.simulations.bench.result import this_machine
 from astrofed.simulations.bench.turns import Call, alternate
 
@@ -58,7 +62,7 @@ def row(rule: str, **known: object) -> RuleRow:
 
 def size_with(*rows: RuleRow) -> Size:
     """Of ten replies of a million, 40 MB, which take 4 ms at 10 GB/s; two threads read 12 GB/s."""
-    return Size(10, 1_000_000, 10e9, 12e9, "openblas", rows)
+    return Size(10, 1_000_000, 10e9, 12e9, blas="openblas", rows=rows)
 
 
 def test_the_worst_rule_is_judged_and_named() -> None:
@@ -156,3 +160,22 @@ def test_byzfl_takes_part_where_it_is_installed() -> None:
         assert len(results) == 2
         if case.rule != "median":  # torch takes the lower of two middle values
             np.testing.assert_allclose(*results, rtol=1e-3, atol=1e-3)
+
+
+def test_what_others_use_is_seen_and_what_this_process_uses_is_not() -> None:
+    def used_while_this_works() -> float | None:
+        others, since = Others(), time.process_time()
+        while time.process_time() - since < 0.5:
+            read_bandwidth(1, 1, size=1 << 20)
+        return others.cores()
+
+    before = used_while_this_works()
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        beside = used_while_this_works()
+    finally:
+        busy.kill()
+        busy.wait()
+    if before is None or beside is None:
+        pytest.skip("this kernel does not say who used the processor")
+    assert before < (os.cpu_count() or 1) and beside > 0.2
