@@ -21,6 +21,7 @@ from astrofed.client.privacy.accounting import (
     noise_multiplier_for,
     within,
 )
+from astrofed.client.privacy.composition import coarser
 
 HISTORIES = {
     "one kind": [Event(1.0, 0.1, 300)],
@@ -28,6 +29,7 @@ HISTORIES = {
     "every unit each step": [Event(4.0, 1.0, 30)],
     "one step": [Event(1.0, 0.1, 1)],
     "two kinds": [Event(1.0, 0.1, 100), Event(0.9, 0.05, 50)],
+    "twelve kinds": [Event(1.1 + 0.1 * number, 0.05 + 0.01 * number, 20) for number in range(12)],
 }
 
 
@@ -62,6 +64,16 @@ def test_it_is_the_smaller_of_what_opacus_says(events: list[Event]) -> None:
     steps = accounting._merged(events)
     assert accounting._renyi(steps, 1e-5) == pytest.approx(renyi, rel=1e-12)
     assert accounting._numerical(steps, 1e-5) == pytest.approx(numerical, rel=1e-6)
+
+
+@pytest.mark.parametrize("events", [events for events in HISTORIES.values() if len(events) != 1 or events[0].steps > 1])
+def test_it_is_within_one_percent_of_another_library_that_counts_otherwise(events: list[Event]) -> None:
+    accounting_library = pytest.importorskip("dp_accounting")
+    accountant = accounting_library.pld.PLDAccountant(value_discretization_interval=1e-3)
+    for event in events:
+        step = accounting_library.GaussianDpEvent(event.noise_multiplier)
+        accountant.compose(accounting_library.PoissonSampledDpEvent(event.sample_rate, step), event.steps)
+    assert epsilon(events, 1e-5) == pytest.approx(accountant.get_epsilon(1e-5), rel=0.01)
 
 
 def test_fifty_rounds_cost_far_less_than_fifty_times_one() -> None:
@@ -108,6 +120,52 @@ def test_where_hardly_anything_is_sampled_little_noise_is_enough(rate: float) ->
 def test_a_budget_that_no_noise_keeps_is_refused() -> None:
     with pytest.raises(BudgetUnreachable, match=r"epsilon = 0.001.*fewer rounds"):
         noise_multiplier_for(1e-3, 1e-5, 1.0, 100)
+
+
+@pytest.mark.parametrize("target", [8.0, 6.2])
+def test_noise_is_found_for_what_was_left_by_others(target: float) -> None:
+    spent = [Event(1.1, 0.1, 60), Event(1.1, 0.1, 40)]  # epsilon 5.9
+    noise = noise_multiplier_for(target, 1e-5, 0.1, 100, spent)
+    assert 0.995 * target <= epsilon([*spent, Event(noise, 0.1, 100)], 1e-5) <= target
+    assert noise > 1.1 * noise_multiplier_for(target, 1e-5, 0.1, 100)
+
+
+def test_what_others_have_spent_is_named_where_nothing_is_left() -> None:
+    with pytest.raises(BudgetUnreachable, match=r"within epsilon = 5 .*besides epsilon = 5\.92.* spent before"):
+        noise_multiplier_for(5.0, 1e-5, 0.1, 100, [Event(1.1, 0.1, 100)])
+
+
+def test_a_long_history_of_many_kinds_is_merged_into_one_that_costs_hardly_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events = [Event(2.0 + 0.03 * number, 0.05 + 0.002 * (number % 7), 10) for number in range(24)]
+    steps = accounting._merged(events)
+    whole = accounting._numerical(steps, 1e-5)
+    accounting._numerical.cache_clear()
+    composed: list[int] = []
+    compose = accounting.composed_epsilon
+    monkeypatch.setattr(accounting, "POINTS", 1e6)
+    monkeypatch.setattr(
+        accounting, "composed_epsilon", lambda kinds, *rest: composed.append(len(kinds)) or compose(kinds, *rest)
+    )
+    merged = accounting._numerical(steps, 1e-5)
+    accounting._numerical.cache_clear()
+    assert 1 <= composed[0] < 24
+    assert whole <= merged <= min(1.05 * whole, accounting._renyi(steps, 1e-5))
+
+
+KINDS = st.tuples(st.floats(0.5, 20), st.floats(1e-4, 1), st.integers(1, 100))
+
+
+@settings(deadline=None, derandomize=True, max_examples=50)
+@given(steps=st.lists(KINDS, min_size=1, max_size=8), most=st.integers(1, 5))
+def test_merged_kinds_cost_at_least_as_much(steps: list[tuple[float, float, int]], most: int) -> None:
+    merged = coarser(tuple(steps), most)
+    assert len(merged) == min(most, len(steps))
+    assert sum(count for _, _, count in merged) == sum(count for _, _, count in steps)
+    for noise, rate, _ in steps:
+        assert any(less <= noise and more >= rate for less, more, _ in merged)
+    assert accounting._renyi(merged, 1e-5) >= (1 - 1e-12) * accounting._renyi(tuple(steps), 1e-5)
 
 
 def test_a_budget_is_kept_if_either_bound_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
