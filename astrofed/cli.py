@@ -5,7 +5,7 @@ from typing import NoReturn
 
 import typer
 
-from astrofed.commands import bench, data, plan, record, run
+from astrofed.commands import bench, client, data, plan, record, run
 
 app = typer.Typer(
     name="astrofed",
@@ -21,6 +21,7 @@ app.command(epilog="Example: astrofed report runs/quickstart")(record.report)
 app.command(epilog="Example: astrofed verify runs/quickstart")(record.verify)
 app.add_typer(plan.app, name="plan")
 app.add_typer(data.app, name="data")
+app.add_typer(client.app, name="client")
 app.add_typer(bench.app, name="bench")
 
 

@@ -52,6 +52,8 @@ class Store:
     def __init__(self, path: Path | None, seals: Path | None) -> None:
         self._path = path
         self._seal = Seal(seals or path.parent) if path is not None else None
+        elsewhere = f" --seals {seals}" if seals is not None else ""
+        self._mend = f"`astrofed client ledger {path.parent if path is not None else 'HOME'}{elsewhere} --accept`"
         self._lock = threading.RLock()
         self._memory: sqlite3.Connection | None = None
         self._book: Book | None = None
@@ -173,16 +175,15 @@ class Store:
         try:
             yield
         except LedgerInDoubt as doubt:
-            home = self._path.parent if self._path is not None else ""
             raise type(doubt)(
                 f"the privacy ledger {where} is in doubt: {doubt}. Nothing is trained with it until its operator "
-                "decides: put back the file that belongs there, or go on with what there is, on record, by "
-                f"`astrofed client ledger {home} --accept`"
+                f"decides: put back the file that belongs there, or go on, on record, with what there is: {self._mend}"
             ) from doubt
         except (sqlite3.Error, OSError) as error:
             raise LedgerUnusable(
                 f"the privacy ledger {where} can't be used ({error}); nothing is trained without it: make its folder "
-                "writable, free space on its disk, or restore the file from a backup"
+                "writable, free space on its disk, or restore the file from a backup. A file that is beyond repair can "
+                f"be moved away; then {self._mend} takes what was spent from its signed head"
             ) from error
 
 

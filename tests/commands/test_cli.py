@@ -13,7 +13,7 @@ import tomli_w
 
 COMMANDS = (
     "", "simulate", "train", "plan", "plan check", "plugins", "data", "data check", "data describe", "data stats",
-    "bench", "bench engine", "bench aggregation", "report", "verify",
+    "client", "client ledger", "bench", "bench engine", "bench aggregation", "report", "verify",
 )  # fmt: skip
 
 
@@ -33,7 +33,7 @@ def plan(tmp_path: Path, small: dict[str, Any]) -> Path:
 def test_help_has_an_example(command: str) -> None:
     done = astrofed(*command.split(), "--help")
     assert done.returncode == 0
-    if command not in ("plan", "data", "bench"):
+    if command not in ("plan", "data", "client", "bench"):
         assert "Example: astrofed" in done.stdout or "First steps" in done.stdout
 
 
