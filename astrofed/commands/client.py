@@ -92,13 +92,14 @@ def _home(path: Path, seals: Path | None) -> Path:
     Raises:
         NoLedger: there is none, nor a trace of one.
     """
+    from astrofed.client.privacy.ledger import FILE
+    from astrofed.client.privacy.ledger_seal import HEAD, KEY
     from astrofed.client.privacy.mistakes import NoLedger
 
-    file = "ledger.sqlite"
-    home = path.parent if path.name == file else path
-    if (home / file).exists() or any(((seals or home) / name).exists() for name in ("ledger.head", "ledger.key")):
+    home = path.parent if path.name == FILE else path
+    if (home / FILE).exists() or any(((seals or home) / name).exists() for name in (HEAD, KEY)):
         return home
-    below = sorted(str(each.parent) for each in (home / "sites").glob(f"*/{file}"))
+    below = sorted(str(each.parent) for each in (home / "sites").glob(f"*/{FILE}"))
     hint = f"did you mean {' or '.join(below)}?" if below else "give a site's home folder, which a private run makes"
     raise NoLedger(f"there is no privacy ledger in {home}; {hint}")
 

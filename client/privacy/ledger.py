@@ -111,23 +111,23 @@ def _row(
     delta: float | None = None,
     budget: float | None = None,
 ) -> Row:
-    return Row(
+    return Row(  # numbers as the file gives them back, or the row's hash would not be the same again
         id=number,
         time=now(),
         kind=kind,
         reservation=reservation,
         run=expense.run,
-        round=expense.round,
+        round=int(expense.round),
         mode=expense.mode,
         dataset=expense.dataset,
         unit=expense.unit,
-        units=expense.units,
-        noise_multiplier=expense.event.noise_multiplier,
-        sample_rate=expense.event.sample_rate,
-        clipping_norm=expense.clipping_norm,
-        steps=steps,
-        delta=delta,
-        budget=budget,
+        units=int(expense.units),
+        noise_multiplier=float(expense.event.noise_multiplier),
+        sample_rate=float(expense.event.sample_rate),
+        clipping_norm=float(expense.clipping_norm),
+        steps=int(steps),
+        delta=None if delta is None else float(delta),
+        budget=None if budget is None else float(budget),
     )
 
 

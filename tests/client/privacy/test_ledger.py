@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 
+import numpy as np
 import pytest
 
 from astrofed.client.privacy.accounting import Event, epsilon
@@ -73,6 +74,13 @@ def test_another_object_on_the_same_home_knows_all(tmp_path: Path) -> None:
     assert Ledger(tmp_path).events(EXPENSE.dataset) == [EVENT]
     with pytest.raises(BudgetSpent):
         Ledger(tmp_path).reserve(EXPENSE, budget(1), DELTA)
+
+
+def test_whole_numbers_and_those_of_numpy_are_kept_as_any_other(tmp_path: Path) -> None:
+    expense = replace(EXPENSE, units=np.int64(9), clipping_norm=2, event=Event(np.float32(1.1), 1, np.int64(5)))
+    ledger = Ledger(tmp_path)
+    ledger.settle(ledger.reserve(expense, np.int64(100), DELTA), expense, np.int64(4))
+    assert Ledger(tmp_path).events(EXPENSE.dataset) == [Event(float(np.float32(1.1)), 1.0, 4)]
 
 
 def test_a_process_that_dies_after_reserving_has_spent(tmp_path: Path) -> None:

@@ -108,6 +108,17 @@ def test_epsilon_is_that_of_one_accountant_over_the_whole_run() -> None:
     assert told[-1]["epsilon"] == epsilon([Event(1.3, rate, 3 * steps)], 1e-5)
 
 
+def test_a_site_says_at_enrolment_what_training_will_spend_and_refuses_what_does_not_fit(tmp_path: Path) -> None:
+    given = plan(privacy=PRIVACY)
+    said = surrogate(given, site(tmp_path)).summary().description
+    task = surrogate(given, site(tmp_path))
+    assert said.startswith("548 planets: ") and "; noise multiplier " in said
+    assert said.endswith(f", which brings epsilon to {rounds(task, build_model(given), 3)[-1]['epsilon']:.4g}")
+    with pytest.raises(BudgetSpent, match="left"):
+        surrogate(plan(privacy=PRIVACY, name="another"), site(tmp_path)).summary()
+    assert surrogate(given, site(tmp_path, role="evaluate")).summary().description.endswith("measured radii")
+
+
 def test_private_training_learns() -> None:
     training = {"optimizer": "sgd", "learning_rate": 0.1, "batch_size": 128, "epochs": 10}
     metrics = fitted(plan(privacy={**PRIVACY, "clipping_norm": 5.0}, training=training, rounds=5), site())
