@@ -109,25 +109,25 @@ def build_client_app(open_site: OpenSite) -> ClientApp:
 
     def train(message: Message, context: Context) -> RecordDict:
         plan, key, task = prepare(message, context)
-        config = _record(message, "config", ConfigRecord)
-        round_number = int(str(config["server-round"]))
+        settings = dict(_record(message, "config", ConfigRecord).items())
+        round_number = int(str(settings["server-round"]))
         model = desk.model(plan, key)
         load_into(model, _record(message, "arrays", ArrayRecord))
         instruction = TrainInstruction(
             round=round_number,
             seed=derive_seed(plan.seed, "train", round_number, task.site.name),
-            proximal_mu=float(str(config.get("proximal-mu", 0.0))),
+            proximal_mu=float(str(settings.get("proximal-mu", 0.0))),
         )
-        outcome = task.train(model, _pooled(config), instruction)
+        outcome = task.train(model, _pooled(settings), instruction)
         metrics = {**outcome.metrics, "num-examples": outcome.num_examples}
         return records.content({"arrays": from_state_dict(model.state_dict()), "metrics": _metrics(metrics)})
 
     def evaluate(message: Message, context: Context) -> RecordDict:
         plan, key, task = prepare(message, context)
-        config = _record(message, "config", ConfigRecord)
+        settings = dict(_record(message, "config", ConfigRecord).items())
         model = desk.model(plan, key)
         load_into(model, _record(message, "arrays", ArrayRecord))
-        metrics = task.evaluate(model, _pooled(config), with_baselines=bool(config.get("with-baselines", False)))
+        metrics = task.evaluate(model, _pooled(settings), with_baselines=bool(settings.get("with-baselines", False)))
         return records.content({"metrics": _metrics({**metrics, "num-examples": task.summary().num_eval_examples})})
 
     app.query("enrol")(_guarded(enrol))
@@ -142,7 +142,7 @@ def _guarded(handler: Handler) -> Callable[[Message, Context], Message]:
 
     def handle(message: Message, context: Context) -> Message:
         try:
-            return Message(handler(message, context), reply_to=message)
+            return records.reply(message, handler(message, context))
         except UserMistake as error:
             return Message(Error(code=ERROR_CODE, reason=str(error)), reply_to=message)
 
@@ -172,8 +172,8 @@ def _to_record(arrays: Mapping[str, NDArray[np.float64]]) -> ArrayRecord:
 _pool_cache = threading.local()
 
 
-def _pooled(config: ConfigRecord) -> dict[str, NDArray[np.float64]]:
-    text = str(config.get("statistics", "{}"))
+def _pooled(settings: Mapping[str, object]) -> dict[str, NDArray[np.float64]]:
+    text = str(settings.get("statistics", "{}"))
     if getattr(_pool_cache, "text", None) != text:
         _pool_cache.text = text
         _pool_cache.arrays = {key: np.asarray(value, dtype=np.float64) for key, value in json.loads(text).items()}

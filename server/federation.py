@@ -238,7 +238,7 @@ class Federation:
             node = message.metadata.dst_node_id
             if node in by_node:
                 record = records.metrics({"loss": by_node[node]["loss"], "num-examples": counts[node]})
-                told.append(Message(records.content({"metrics": record}), reply_to=message))
+                told.append(records.reply(message, records.content({"metrics": record})))
         with self._guard("aggregate_evaluate", number):
             self.strategy.aggregate_evaluate(number, told)
 

@@ -6,6 +6,7 @@ record takes over a dictionary whose keys and values the caller has made, and is
 Flower can't tell from it.
 """
 
+import time
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -58,6 +59,27 @@ def with_content(message: Message, records: RecordDict) -> Message:
     copied = Message.__new__(Message)
     copied.__dict__.update(message.__dict__, _content=records)
     return copied
+
+
+def reply(message: Message, records: RecordDict) -> Message:
+    """Return the reply to a message: from its receiver to its sender, of its type, as long as it may still take."""
+    asked, now = message.metadata.__dict__, time.time()
+    metadata = type(message.metadata).__new__(type(message.metadata))
+    metadata.__dict__.update(
+        asked,
+        _message_id="",
+        _src_node_id=asked["_dst_node_id"],
+        _dst_node_id=asked["_src_node_id"],
+        _src_task_id=asked["_dst_task_id"],
+        _dst_task_id=asked["_src_task_id"],
+        _reply_to_message_id=asked["_message_id"],
+        _created_at=now,
+        _ttl=asked["_created_at"] + asked["_ttl"] - now,
+    )
+    metadata.delivered_at = ""
+    made = Message.__new__(Message)
+    made.__dict__.update(_metadata=metadata, _content=records, _error=None)
+    return made
 
 
 def _filled(kind: type[RecordT], items: Mapping[str, Any]) -> RecordT:

@@ -49,11 +49,31 @@ def test_records_made_quickly_still_refuse_what_flower_refuses() -> None:
         records.metrics({})["x"] = "text"  # type: ignore[assignment]
 
 
-def test_an_envelope_with_other_content_leaves_the_first_message_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def message(monkeypatch: pytest.MonkeyPatch) -> Message:
     for name in ("_run_id", "_node_id", "_task_id"):  # Flower's Message constructor reads the sender from here
         monkeypatch.setattr(TaskIdentity, name, 1)
-    flowers, quick = both()
-    message = Message(flowers, dst_node_id=3, message_type="train")
+    asked = Message(both()[0], dst_node_id=3, message_type="train", group_id="7", ttl=60.0, dst_task_id=4)
+    asked.metadata.__dict__["_message_id"] = "asked"
+    asked.metadata.delivered_at = "a moment ago"  # what a SuperLink notes; it refuses a reply that carries it on
+    return asked
+
+
+def test_an_envelope_with_other_content_leaves_the_first_message_alone(message: Message) -> None:
+    _, quick = both()
     other = records.with_content(message, quick)
     other.content["arrays"] = from_numpy({})
-    assert other.metadata is message.metadata and message.content is flowers and len(flowers["arrays"]) == 2
+    assert other.metadata is message.metadata and len(message.content["arrays"]) == 2
+
+
+def test_a_reply_is_the_one_that_flower_makes(message: Message) -> None:
+    _, quick = both()
+    mine, flowers = records.reply(message, quick), Message(quick, reply_to=message)
+    times = ("_created_at", "_ttl")
+    assert mine.content is quick and not mine.has_error()
+    assert {k: v for k, v in mine.metadata.__dict__.items() if k not in times} == {
+        k: v for k, v in flowers.metadata.__dict__.items() if k not in times
+    }
+    for name in times:
+        assert mine.metadata.__dict__[name] == pytest.approx(flowers.metadata.__dict__[name], abs=1)
+    assert mine.metadata.reply_to_message_id == "asked" and mine.metadata.src_node_id == 3
