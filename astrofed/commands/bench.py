@@ -41,7 +41,7 @@ def aggregation(
         bool, typer.Option("--attacks", help="Train under attack instead: accuracy of each rule; about an hour.")
     ] = False,
 ) -> None:
-    """Time the robust rules against Flower's, ByzFL's and the memory's speed; or measure what they withstand."""
+    """Time the robust rules against Flower's, ByzFL's and the memory's speed (half an hour), or measure their use."""
     result: RobustnessResult | AggregationResult
     with only_json(as_json):
         if attacks:

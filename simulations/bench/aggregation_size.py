@@ -21,6 +21,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from pydantic import TypeAdapter
 
 from astrofed.simulations.bench.aggregation_peers import (
+    BYZFL_NUMPY,
     FLOWER,
     byzfls,
     flowers,
@@ -92,9 +93,10 @@ def _timed(case: Case, replies: Replies, request: Request) -> RuleRow:
     flower = flowers(case, replies)
     if flower is not None:  # before ByzFL's, whose matrix then takes no memory yet
         ours[MESSAGES], peers = through_messages(case, replies), {FLOWER: flower, **peers}
-    skipped = []
+    skipped, matrix = [], float(BYZFL_NUMPY in peers)  # one of all replies, on top of what each needs
     for name in list(peers):
-        reason = _too_large(replies, request.memory.get(f"{case.name}: {name}", likely_memory(case, replies.n)))
+        multiple = request.memory.get(f"{case.name}: {name}", likely_memory(case, replies.n))
+        reason = _too_large(replies, multiple + matrix)
         if reason is not None:
             skipped.append(PeerTime(name, note=reason))
             del peers[name]
@@ -122,8 +124,8 @@ def _timed(case: Case, replies: Replies, request: Request) -> RuleRow:
 
 
 def _too_large(replies: Replies, multiple: float) -> str | None:
-    """Return why a peer can't run, if it can't; one matrix of all replies comes on top of what it needs itself."""
-    free, needed = free_memory(), 1.1 * (multiple + 1) * replies.nbytes
+    """Return why what needs so many times the replies' bytes can't run, if it can't."""
+    free, needed = free_memory(), 1.1 * multiple * replies.nbytes
     if free is None or needed < free:
         return None
     return f"not evaluable: it needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
