@@ -66,12 +66,13 @@ class Ledger:
         Raises:
             AlreadySettled: another number was written before.
         """
-        if not 0 <= steps <= expense.event.steps:
-            raise ValueError(f"{steps} steps were taken, {expense.event.steps} were reserved")
         with self._store.transaction() as transaction:
             book = transaction.book
-            if reservation not in book.reserved:
-                raise ValueError(f"row {reservation} is no reservation")
+            reserved = book.reserved.get(reservation)
+            if reserved is None or reserved.dataset != expense.dataset:
+                raise ValueError(f"row {reservation} reserves nothing on dataset {expense.dataset[:12]}…")
+            if not 0 <= steps <= reserved.steps:
+                raise ValueError(f"{steps} steps were taken, {reserved.steps} were reserved")
             before = book.settled.get(reservation)
             if before is None:
                 transaction.add(_row(transaction.next, "settle", expense, steps, reservation))

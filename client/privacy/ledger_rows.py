@@ -69,7 +69,9 @@ class Row:
 
     def after(self, previous: str) -> str:
         """Return the row's hash, that of the row before being `previous`."""
-        content = json.dumps(astuple(self), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+        content = json.dumps(
+            astuple(self), separators=(",", ":"), default=repr
+        )  # repr: of what only an edit puts there
         return hashlib.sha256(f"{previous}\n{content}".encode()).hexdigest()
 
     @property

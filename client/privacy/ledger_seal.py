@@ -131,8 +131,8 @@ class Seal:
 
 def _parse(note: bytes) -> Head:
     data = json.loads(note)
-    totals = {Cost(*values[:-1]): int(values[-1]) for values in data.pop("totals")}
-    return Head(**data, totals=totals)
+    totals = {Cost(*values[:-1]): int(values[-1]) for values in data["totals"]}
+    return Head(str(data["ledger"]), int(data["inode"]), int(data["row"]), str(data["hash"]), totals)
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -143,8 +143,13 @@ def _write(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    flush_folder(path.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """See to it that the files in a folder are still found there after a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)

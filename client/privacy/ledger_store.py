@@ -10,7 +10,7 @@ from pathlib import Path
 
 from astrofed.client.privacy.ledger_check import check_rows
 from astrofed.client.privacy.ledger_rows import FORMAT, SCHEMA, Book, Row, Stored, add_row, read_rows
-from astrofed.client.privacy.ledger_seal import Head, Seal
+from astrofed.client.privacy.ledger_seal import Head, Seal, flush_folder
 from astrofed.client.privacy.mistakes import (
     LedgerCopied,
     LedgerCut,
@@ -229,5 +229,6 @@ def _create(path: Path) -> None:
             _fill(connection)
         with suppress(FileExistsError):
             path.hardlink_to(unfinished)
+        flush_folder(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -129,7 +129,7 @@ def test_a_reservation_is_settled_once_and_for_no_more_than_it_says(ledger: Ledg
     ledger.settle(reservation, EXPENSE, 20)  # asked again after an answer that was lost
     with pytest.raises(AlreadySettled, match="settled for 20 steps, not for 0"):
         ledger.settle(reservation, EXPENSE, 0)
-    with pytest.raises(ValueError, match="row 2 is no reservation"):
+    with pytest.raises(ValueError, match="row 2 reserves nothing on dataset fff"):
         ledger.settle(2, EXPENSE, 0)
     assert ledger.events(EXPENSE.dataset) == [EVENT]
     assert ledger.reserve(EXPENSE, None, DELTA) == 3  # the second settling wrote nothing

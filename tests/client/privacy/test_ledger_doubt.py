@@ -114,6 +114,8 @@ HARMS: dict[str, tuple[Callable[[Path], None], type[LedgerInDoubt]]] = {
     "another time": (lambda home: tamper(home, "UPDATE entry SET time = '2020' WHERE id = 6;"), LedgerEdited),
     "chained anew": (lambda home: forge(home, "UPDATE entry SET steps = 1 WHERE id = 5;"), LedgerEdited),
     "last row settled for less": (lambda home: forge(home, "UPDATE entry SET steps = 0 WHERE id = 6;"), LedgerEdited),
+    "bytes for a name": (lambda home: tamper(home, "UPDATE entry SET run = x'00ff' WHERE id = 3;"), LedgerEdited),
+    "no number": (lambda home: tamper(home, "UPDATE entry SET budget = 9e999 WHERE id = 3;"), LedgerEdited),
     "a row in the middle gone": (lambda home: tamper(home, "DELETE FROM entry WHERE id = 4;"), LedgerEdited),
     "a row added": (add_forged_row, LedgerEdited),
     "the last row gone": (lambda home: tamper(home, "DELETE FROM entry WHERE id = 6;"), LedgerCut),
