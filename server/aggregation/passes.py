@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from astrofed.server.aggregation import kernels
+from astrofed.server.aggregation import kernels, vectors
 from astrofed.server.aggregation.base import Floats, MeanAroundMedian, MeanOfRanks
 from astrofed.server.aggregation.order import network
 from astrofed.server.aggregation.updates import Integers, Segment, Updates
@@ -34,7 +34,7 @@ def distances(updates: Updates) -> Floats:
     total = np.zeros((n, n))
     most = max(2, min(TASKS, PARTIAL_BYTES // (8 * n * n)))
     for segment in updates.segments(range(n)):
-        block = int(np.clip(CACHE_BYTES // (n * segment.dtype.itemsize) // 256 * 256, 256, 2048))
+        block = int(np.clip(CACHE_BYTES // (n * segment.dtype.itemsize) // 256 * 256, 256, 4096))
         parts, calls = [], []
         for pieces in _tasks(segment, most):
             parts.append(np.zeros((n, n)))
@@ -56,7 +56,7 @@ def weighted_mean(
     for segment in updates.segments(order, result):
         like = np.zeros(1, segment.dtype)
         call = partial(kernels.weighted_sum, segment.addresses)
-        _run([partial(call, pieces, others, 1024, like, segment.results) for pieces in _tasks(segment)])
+        _run([partial(call, pieces, others, 4096, like, segment.results) for pieces in _tasks(segment)])
 
 
 def order_statistic(
@@ -111,9 +111,9 @@ def _with_rows(
 
 def _aligned(rows: int, kind: np.dtype[Any]) -> NDArray[Any]:
     """Return zeros (rows, LANES) that begin on a cache line: vectors that straddle two cost almost twice the time."""
-    memory = np.zeros(rows * kernels.LANES * kind.itemsize + kernels.LINE, np.uint8)
-    start = -memory.__array_interface__["data"][0] % kernels.LINE
-    return memory[start : start + rows * kernels.LANES * kind.itemsize].view(kind).reshape(rows, kernels.LANES)
+    memory = np.zeros(rows * vectors.LANES * kind.itemsize + vectors.LINE, np.uint8)
+    start = -memory.__array_interface__["data"][0] % vectors.LINE
+    return memory[start : start + rows * vectors.LANES * kind.itemsize].view(kind).reshape(rows, vectors.LANES)
 
 
 def _tasks(segment: Segment, most: int = TASKS) -> Iterator[Integers]:
