@@ -68,6 +68,8 @@ def measure(request: Request) -> Size:
         replies = Replies(request.n, request.d, kind)
         for name, value in _deviations(replies).items():
             deviations[name][kind] = value
+        if kind != KINDS[0]:
+            del replies  # before the next are made
     rows = []
     for case in CASES:
         _say(request, case.name)
@@ -175,17 +177,16 @@ def _two_threads(rows: list[RuleRow], replies: Replies, request: Request, cores:
 def _extra(case: Case, replies: Replies, cores: Sequence[int]) -> int | None:
     """Return bytes at the peak beyond the replies and the result, with one thread or with two, whichever needs more."""
     run, arrays = through_arrays(case, replies).run, replies.arrays()
-    worst = 0
+    found = []
     for count in (2, 1):
         os.sched_setaffinity(0, cores[:count])
         result, peak = peak_beyond(lambda: run(None))
-        if peak is None:
-            return None
         new = result.arrays[NAME]
         own = not any(np.may_share_memory(new, reply[NAME]) for reply in arrays)
-        worst = max(worst, peak - own * new.nbytes)
+        found.append(None if peak is None else peak - own * new.nbytes)
         del result, new
-    return worst
+    known = [extra for extra in found if extra is not None]
+    return max(known) if known else None
 
 
 def _deviations(replies: Replies) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """What robust aggregation should reach, beside what was measured at one size: of several rules the worst one counts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from astrofed.simulations.bench.aggregation_result import RuleRow, Size, Worst
 from astrofed.simulations.bench.aggregation_work import CASES, MIXED, PRE
@@ -19,19 +19,19 @@ def judge(size: Size) -> tuple[Worst, ...]:
     """Return the targets that apply to a size."""
     rows = {row.rule: row for row in size.rows}
 
-    def values(names: Mapping[str, str] | tuple[str, ...], read: Callable[[RuleRow], float | None]) -> Values:
+    def values(names: Sequence[str], read: Callable[[RuleRow], float | None]) -> Values:
         return {name: read(rows[name]) if name in rows else None for name in names}
 
     targets = []
     for names, (text, least) in FLOWER_TIMES.items():
         if size.n in least:
             title = f"{', '.join(names)}: {text} times Flower's"
-            targets.append(_at_least(title, values(names, _flower), least[size.n]))
-    alone = values(tuple(f"{pre} alone" for pre in PRE), lambda row: row.gram_passes)
+            targets.append(_at_least(title, values(names, lambda row: _against(row, "Flower")), least[size.n]))
+    alone = values([f"{pre} alone" for pre in PRE], lambda row: row.gram_passes)
     targets.append(_at_most("a pre-aggregator: <= 1.3 Gram passes", alone, 1.3))
-    before = values(tuple(case.name for case in MIXED), lambda row: row.gram_passes)
+    before = values([case.name for case in MIXED], lambda row: row.gram_passes)
     targets.append(_at_most("before a trimmed mean: <= 1.3 Gram passes more", before, 1.3))
-    compared = {name: _byzfl(row) for name, row in rows.items() if row.peer("ByzFL") is not None}
+    compared = {name: _against(row, "ByzFL") for name, row in rows.items() if row.peer("ByzFL")}
     targets.append(_at_least("all rules: >= 3 times ByzFL's faster backend", compared, 3.0))
     free = {row.rule: row.two_threads for row in size.rows if not size.memory_bound(row) and row.two_threads}
     if free or not size.read_bandwidth_two:
@@ -40,19 +40,14 @@ def judge(size: Size) -> tuple[Worst, ...]:
         for name, share in READ_SHARES.items():
             title = f"{name}: reads at >= {100 * share:.0f} % of the bandwidth"
             targets.append(_at_least(title, values((name,), size.read_share), share))
-    every = tuple(case.name for case in CASES)
+    every = [case.name for case in CASES]
     targets.append(_at_most("extra memory, MB: <= 64 beyond the result", values(every, _extra), MEGABYTES))
     targets.append(_at_most("deviation from float64: <= 1e-6", values(every, _deviation), 1e-6))
     return tuple(targets)
 
 
-def _flower(row: RuleRow) -> float | None:
-    peer = row.peer("Flower")
-    return peer.ratio if peer else None
-
-
-def _byzfl(row: RuleRow) -> float | None:
-    peer = row.peer("ByzFL")
+def _against(row: RuleRow, name: str) -> float | None:
+    peer = row.peer(name)
     return peer.ratio if peer else None
 
 
