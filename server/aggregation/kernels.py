@@ -21,6 +21,7 @@ from astrofed.server.aggregation.vectors import (
     add_weighted,
     carray,
     exchange,
+    mix,
     pointer,
     prefetch,
     squares_between,
@@ -131,23 +132,17 @@ def _load(addresses: Any, array: int, begin: int, width: int, more: bool, like: 
                 prefetch(address + line)
 
 
-@summing
-def _mix(source: Any, starts: Any, members: Any, weights: Any, rows: Any) -> None:
-    """Set each row to a weighted sum of those of `source` whose weights are not zero."""
-    for i in range(len(starts) - 1):
-        row, position = rows[i], starts[i]
-        row[:] = 0.0
-        while position + 4 <= starts[i + 1]:
-            x0, x1 = source[members[position]], source[members[position + 1]]
-            x2, x3 = source[members[position + 2]], source[members[position + 3]]
-            w0, w1, w2, w3 = weights[position], weights[position + 1], weights[position + 2], weights[position + 3]
-            for c in range(LANES):
-                row[c] += (w0 * x0[c] + w1 * x1[c]) + (w2 * x2[c] + w3 * x3[c])
-            position += 4
-        for rest in range(position, starts[i + 1]):
-            x0, w0 = source[members[rest]], weights[rest]
-            for c in range(LANES):
-                row[c] += w0 * x0[c]
+@compiled
+def _mix(source: Any, starts: Any, members: Any, weights: Any, common: Any, rows: Any) -> None:
+    """Set each row to what all have in common, the last of the sums, plus a sum of its own over rows of `source`."""
+    common[:] = 0.0
+    for i in range(-1, len(rows)):
+        place = i if i >= 0 else len(rows)
+        for column in range(0, LANES, COLUMNS):
+            if i < 0:
+                mix(source, members, weights, starts[place], starts[place + 1], common, column, common)
+            else:
+                mix(source, members, weights, starts[place], starts[place + 1], common, column, rows[i])
 
 
 @summing
@@ -206,10 +201,11 @@ def order_statistics(
 
     `exchanges` (m, 2) sort `rows` as far as needed. `ranks` are the first, the stop, and 0, for the mean of ranks; or
     0, 0 and how many to keep around the median. With a `centre`, a client's index, row i of those sorted is the sum of
-    `weights` times the differences of `members` to it, from `starts[i]` to `starts[i + 1]`; without, -1.
+    `weights` times the differences of `members` to it, from `starts[i]` to `starts[i + 1]`, and from the last of the
+    `starts` but one, which is common to all rows; without, -1.
     """
     first, last, keep = ranks
-    total, below, middle = np.zeros(LANES), np.empty(LANES), np.zeros(LANES)
+    total, below, middle, common = np.zeros(LANES), np.empty(LANES), np.zeros(LANES), np.empty(LANES)
     for array, start, stop in pieces:
         for begin in range(start, stop, LANES):
             width, more = min(LANES, stop - begin), begin + 2 * LANES <= stop
@@ -222,7 +218,7 @@ def order_statistics(
                 for k in range(len(source)):
                     for c in range(LANES):
                         source[k, c] -= middle[c]
-                _mix(source, starts, members, weights, rows)
+                _mix(source, starts, members, weights, common, rows)
             for q in range(len(exchanges)):
                 exchange(rows, exchanges[q, 0], exchanges[q, 1])
             if keep > 0:

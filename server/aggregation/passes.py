@@ -66,6 +66,8 @@ def order_statistic(
     result: Mapping[str, NDArray[Any]],
     mixing: Floats | None = None,
     centre: int = -1,
+    *,
+    wide: bool = False,
 ) -> None:
     """Write an order statistic of each coordinate: of some clients, or of weighted means of them.
 
@@ -76,6 +78,7 @@ def order_statistic(
         result: the new model's arrays.
         mixing: (m, clients) weights of each mean, rows summing to 1.
         centre: the client, by its place in `clients`, from which means are measured, so that they lose no digits.
+        wide: keep means in float64, for where differences may leave float32's range; else in the arrays' type.
     """
     count = len(clients) if mixing is None else len(mixing)
     exchanges = network(count, reduction)
@@ -83,17 +86,29 @@ def order_statistic(
         ranks = np.array([0, 0, reduction.keep])
     else:
         ranks = np.array([reduction.first, reduction.stop, 0])
-    weights = np.empty((0, 0)) if mixing is None else mixing
+    weights = np.empty((0, 0)) if mixing is None else _around_common(mixing)
     starts = np.concatenate([[0], np.cumsum(np.count_nonzero(weights, axis=1))]).astype(np.int64)
     members = np.nonzero(weights)[1].astype(np.int64)
     held = 0 if mixing is None else len(clients)
     for segment in updates.segments(clients, result):
-        kind = segment.dtype if mixing is None else np.dtype(np.float64)
+        kind = np.dtype(np.float64) if wide and mixing is not None else segment.dtype
         call = partial(kernels.order_statistics, segment.addresses)
         rest = (exchanges, ranks, starts, members, weights[weights != 0], centre, np.zeros(1, segment.dtype))
         _run(
             [partial(_with_rows, call, pieces, rest, kind, held, count, segment.results) for pieces in _tasks(segment)]
         )
+
+
+def _around_common(mixing: Floats) -> Floats:
+    """Return weights (m + 1, n), the last row common to the others: with it each has fewest weights of its own.
+
+    What most rows hold alike is common, so that nothing is added and taken off again that lies far from most.
+    """
+    common = np.sort(mixing, axis=0)[(len(mixing) - 1) // 2]
+    around = np.vstack([mixing - common, common])
+    if np.count_nonzero(around) < np.count_nonzero(mixing):
+        return around
+    return np.vstack([mixing, np.zeros_like(common)])
 
 
 def _with_rows(

@@ -22,9 +22,12 @@ from astrofed.server.aggregation.base import (
     distances_to,
     largest_f,
     minimum_replies,
+    squared_distances,
 )
 from astrofed.server.aggregation.gram import gram_matrix, most_central
 from astrofed.server.aggregation.updates import Arrays, Updates, flat, spans
+
+LONGEST = 1e30  # beyond such a distance mixes of updates are kept in float64
 
 
 @dataclass(frozen=True)
@@ -168,8 +171,12 @@ def _reduce(
             clients, mixing = [clients[place] for place in mixing.argmax(axis=1)], None
     reduction = rule.reduction(len(clients) if mixing is None else len(mixing), f)
     if reduction is not None:
-        centre = -1 if mixing is None else most_central(gram[np.ix_(clients, clients)])
-        order_statistic(updates, clients, reduction, result, mixing, centre)
+        centre, wide = -1, False
+        if mixing is not None:
+            seen = gram[np.ix_(clients, clients)]
+            centre = most_central(seen)
+            wide = bool(np.sqrt(squared_distances(seen)[centre].max()) > LONGEST)
+        order_statistic(updates, clients, reduction, result, mixing, centre, wide=wide)
         return result
     for block in updates.blocks(clients):
         rows = block.rows if mixing is None else mixing @ block.rows

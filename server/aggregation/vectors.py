@@ -184,6 +184,48 @@ def add_weighted(
     return numeric.void(at, weights, number, number, total, number, number, like), generate
 
 
+@generated
+def mix(
+    typing: Any, source: Any, members: Any, weights: Any, first: Any, stop: Any, common: Any, column: Any, target: Any
+) -> Any:
+    """Set COLUMNS of `target` to `common` plus the weighted sum of rows of `source`, all (…, LANES), in float64.
+
+    The rows are `members`, and `weights` theirs, from `first` to `stop`; the columns begin at `column`.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kinds = signature.args
+        (data, _), (rows, _), (shares, _) = (_array(context, builder, kinds[k], arguments[k]) for k in range(3))
+        (start, _), (end, _) = (_array(context, builder, kinds[k], arguments[k]) for k in (5, 7))
+        lanes, column = REGISTER // 8, arguments[6]
+        wide = ir.VectorType(ir.DoubleType(), lanes)
+
+        def at(row: Any, place: int, kind: Any) -> tuple[Any, Any]:
+            vector = ir.VectorType(context.get_data_type(kind.dtype), lanes)
+            return builder.bitcast(builder.gep(row, [builder.add(column, LONG(place))]), vector.as_pointer()), vector
+
+        def load(row: Any, place: int, kind: Any) -> Any:
+            spot, vector = at(row, place, kind)
+            loaded = builder.load(spot, align=kind.dtype.bitwidth // 8)
+            return loaded if vector == wide else builder.fpext(loaded, wide)
+
+        sums = {p: _variable(builder, wide, load(start, p, kinds[5])) for p in range(0, COLUMNS, lanes)}
+        with code.for_range(builder, arguments[4], start=arguments[3]) as loop:
+            weight = _spread(builder, builder.load(builder.gep(shares, [loop.index])), lanes)
+            row = builder.gep(data, [builder.mul(builder.load(builder.gep(rows, [loop.index])), LONG(LANES))])
+            for place, total in sums.items():
+                builder.store(_fma(builder, weight, load(row, place, kinds[0]), builder.load(total)), total)
+        for place, total in sums.items():
+            spot, vector = at(end, place, kinds[7])
+            new = builder.load(total)
+            new = new if vector == wide else builder.fptrunc(new, vector)
+            builder.store(new, spot, align=kinds[7].dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    number = numeric.int64
+    return numeric.void(source, members, weights, number, number, common, number, target), generate
+
+
 def _array(context: Any, builder: Any, kind: Any, value: Any) -> tuple[Any, Any]:
     """Return a pointer to an array's data and its length."""
     array = context.make_array(kind)(context, builder, value)

@@ -22,9 +22,9 @@ def updates_of(rows: Values) -> Updates:
     return Updates({"w": rows[0]}, [{"w": row} for row in rows])
 
 
-def statistic(rows: Values, reduction: MeanOfRanks | MeanAroundMedian, *more: Any) -> Values:
+def statistic(rows: Values, reduction: MeanOfRanks | MeanAroundMedian, *more: Any, wide: bool = False) -> Values:
     result = {"w": np.full(rows.shape[1:], np.nan, rows.dtype)}
-    passes.order_statistic(updates_of(rows), list(range(len(rows))), reduction, result, *more)
+    passes.order_statistic(updates_of(rows), list(range(len(rows))), reduction, result, *more, wide=wide)
     return result["w"]
 
 
@@ -105,9 +105,25 @@ def test_mixes_keep_their_digits_beside_an_update_far_away() -> None:
     mixing = np.full((5, 9), 1 / 8)
     mixing[:, 4] = 0
     mixing[1:, :4] += 0.01 * np.array([1, -1, 1, -1])
-    found = statistic(rows, MeanOfRanks(2, 3), mixing, 0)
     expected = np.median(mixing @ np.where(np.arange(9)[:, None] == 4, 0, rows.astype(np.float64)), axis=0)
+    found = statistic(rows, MeanOfRanks(2, 3), mixing, 0, wide=True)
     np.testing.assert_allclose(found, expected, rtol=2e-7, atol=1e-12)
+    rows[4] = 0
+    narrow = statistic(rows, MeanOfRanks(2, 3), mixing, 0)
+    np.testing.assert_allclose(narrow, expected, rtol=0, atol=2e-7)  # of values about 1 long
+
+
+def test_what_most_mixes_share_is_summed_once() -> None:
+    rng = np.random.default_rng(0)
+    rows = drawn("random", 12, 300)
+    mixing = np.stack([np.isin(np.arange(12), rng.permutation(12)[:9]) / 9 for _ in range(12)])
+    around = passes._around_common(mixing)
+    assert np.count_nonzero(around) < np.count_nonzero(mixing)
+    np.testing.assert_allclose(around[:-1] + around[-1], mixing)
+    expected = np.median(mixing @ rows.astype(np.float64), axis=0)
+    np.testing.assert_allclose(statistic(rows, MeanOfRanks(5, 7), mixing, 0), expected, rtol=0, atol=2e-7)
+    pairs = np.kron(np.eye(6), [[0.5, 0.5]])  # of buckets nothing is common
+    np.testing.assert_array_equal(passes._around_common(pairs), np.vstack([pairs, np.zeros(12)]))
 
 
 def test_any_memory_is_read_as_what_it_holds() -> None:

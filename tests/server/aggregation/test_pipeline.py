@@ -152,6 +152,8 @@ def test_agrees_with_the_papers_definition(name: str, dtype: Any) -> None:
     found = result(name, models)
     assert found.dtype == dtype
     rtol, atol = 2 * np.finfo(dtype).eps, 1e-8 if dtype == np.float32 else 1e-15  # of distances squared in float32
+    if "+" in name and dtype == np.float32:
+        atol = 2e-7  # mixes are sorted in float32, as differences from the most central update
     if "geometric" in name:
         atol = 1e-5  # it stops when it has settled
     np.testing.assert_allclose(found, plain(name, models).astype(dtype), rtol=rtol, atol=atol)
