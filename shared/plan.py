@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer, model_validator
 
 from astrofed.shared.errors import UserMistake
 from astrofed.shared.explain import explain
@@ -85,6 +85,14 @@ class Privacy(Section):
     noise_multiplier: Positive | None = None
     delta: Annotated[float, Field(gt=0, lt=1)]
     clipping_norm: Positive = 1.0
+    """No unit's gradient counts for more than this length; with adaptive clipping, the length to begin with."""
+    clipping: Literal["flat", "per-layer", "adaptive"] = "flat"
+    """A unit's gradient is clipped as a whole, each layer by itself, or as a whole to a norm that follows the units."""
+    clipping_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Adaptive clipping aims at this share of units whose gradients are not clipped."""
+    micro_batch: Annotated[int, Field(ge=1)] | None = None
+    """Units whose gradients are in memory at once (samples, where units have many); by default a few hundred MB."""
+    sampling: Literal["poisson"] = "poisson"
     unit: str
 
     @model_validator(mode="after")
@@ -92,6 +100,16 @@ class Privacy(Section):
         if (self.epsilon is None) == (self.noise_multiplier is None):
             raise ValueError("give exactly one of epsilon and noise_multiplier")
         return self
+
+    @field_validator("sampling", mode="before")
+    @classmethod
+    def _accounted(cls, sampling: object) -> object:
+        if sampling != "poisson":
+            raise ValueError(
+                "epsilon is computed for Poisson sampling, where each step draws every unit independently of the "
+                "others; shuffled or fixed batches cost more than it says: leave the key out, or set 'poisson'"
+            )
+        return sampling
 
 
 class Strategy(Named):

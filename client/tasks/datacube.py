@@ -3,12 +3,20 @@
 The network predicts changes against the last input month in standardised units; the scales are pooled over the sites.
 A training site holds out the last months of its last epoch. A site with role "evaluate" is a world that nothing was
 learned from, scored in all its months.
+
+With a [privacy] section the unit is the world, with all its months: no month, level or crop is protected by itself. Its
+gradient is the mean over all training months, clipped and noised by DP-SGD at the site and charged to the site's
+ledger; scales are public numbers, and neither the training loss nor the ridge's equations are told. A site has one
+world, so every step sees it (sample rate 1) and its one clipped gradient stands against noise on every weight: at a
+small epsilon next to nothing is learned, which the site says when it enrols. Scores on held-out months are of the
+protected world itself; they are told as they are and epsilon doesn't cover them. Shapes, the planet's name and the
+fingerprint are told as well.
 """
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,6 +25,9 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from astrofed.client.data.cube import read_cube
+from astrofed.client.privacy.protection import Protection
+from astrofed.client.privacy.refusals import check_unit
+from astrofed.client.privacy.units import Parts
 from astrofed.client.site import Site, SiteSummary
 from astrofed.client.task import Statistics, Task, TrainInstruction, TrainOutcome
 from astrofed.client.tasks.datacube_baselines import climatology, persistence, pooled_ridge, ridge, ridge_equations
@@ -30,7 +41,7 @@ from astrofed.client.tasks.datacube_samples import (
     held_out_samples,
     training_samples,
 )
-from astrofed.client.tasks.datacube_scales import Scales, site_scales
+from astrofed.client.tasks.datacube_scales import Scales, public_scales, site_scales
 from astrofed.client.tasks.datacube_scores import Scores, area_loss
 from astrofed.client.tasks.datacube_showcase import maps
 from astrofed.client.training import train_locally
@@ -39,6 +50,7 @@ from astrofed.shared.models.datacube_layout import DatacubeLayout
 from astrofed.shared.plan import Plan
 
 EVALUATION_BATCH = 2
+PRIVATE_BATCH = 2  # samples of a world whose gradients are taken at once, where the plan doesn't say
 
 
 class LevelsDiffer(UserMistake):
@@ -46,7 +58,9 @@ class LevelsDiffer(UserMistake):
 
 
 class DatacubeEmulation(Task):
-    """Predicts a world's following months from the preceding ones, on five physical axes."""
+    """Predicts a world's following months from the preceding ones, on five physical axes, with DP-SGD per world."""
+
+    supports_privacy: ClassVar[bool] = True
 
     class Options(DatacubeLayout):
         """The datacube's layout, and what is held out and how training samples are varied."""
@@ -63,6 +77,7 @@ class DatacubeEmulation(Task):
         self.options = self.Options.model_validate(options.model_dump())
         self._lock = threading.Lock()
         self._world: World | None = None
+        self._protection: Protection | None = None
         self._physics = PhysicsTerm(plan.physics.weights, self.options.variables) if plan.physics.weights else None
 
     @property
@@ -70,17 +85,23 @@ class DatacubeEmulation(Task):
         """The site's world, read at the first use.
 
         Raises:
-            UserMistake: data missing, corrupt or incomplete, or too few months.
+            UserMistake: data missing, corrupt or incomplete, too few months, or the plan's privacy unit is not theirs.
         """
         with self._lock:
             if self._world is None:
                 world = World(read_cube(self.site.data), self.options, self.site.name)
                 self._check_length(world)
+                if self.plan.privacy is not None:
+                    check_unit(self.plan.privacy.unit, _unit(world), f"{self.site.name}: {self.site.data}")
                 self._world = world
             return self._world
 
     def summary(self) -> SiteSummary:
-        """Count the samples of the site's world."""
+        """Count the samples of the site's world, and say what training will spend of its privacy.
+
+        Raises:
+            BudgetSpent, BudgetUnreachable: the plan doesn't fit into what is left for the world.
+        """
         world = self.world
         training = self._training_samples() if self.site.role == "train" else []
         frames = f"{world.epochs} epochs of {world.months} months"
@@ -91,18 +112,21 @@ class DatacubeEmulation(Task):
             num_examples=len(training),
             num_eval_examples=len(self._evaluation_samples()),
             num_units=1,
-            unit="world",
+            unit=_unit(world),
             fingerprint=world.cube.fingerprint,
-            description=f"world {world.cube.planet.name}: {frames}, {grid}",
+            description=f"world {world.cube.planet.name}: {frames}, {grid}"
+            + (f"; {self._protect().outlook()}" if self.plan.privacy and self.site.role == "train" else ""),
         )
 
     def statistics(self) -> dict[str, NDArray[np.float64]]:
         """Return scales [variable, lev] and the ridge's normal equations of the training months alone.
 
-        An unseen world (role "evaluate") contributes nothing.
+        An unseen world (role "evaluate") contributes nothing, and a private one no more than its number of levels.
         """
         if self.site.role != "train":
             return {}
+        if self.plan.privacy is not None:
+            return public_scales(self.world.fields.shape[3], self.options.variables)
         world, samples = self.world, self._training_samples()
         before, after = self.options.months_in, self.options.months_out
         frames = sorted({(m, e) for s in samples for m in range(s.target - before, s.target + after) for e in s.epochs})
@@ -110,8 +134,13 @@ class DatacubeEmulation(Task):
         return {**scales, **ridge_equations(world, samples)}
 
     def train(self, model: nn.Module, statistics: Statistics, instruction: TrainInstruction) -> TrainOutcome:
-        """Train for one round on the months that are not held out; the loss is dimensionless."""
+        """Train for one round on the months that are not held out.
+
+        Without privacy the metrics are the dimensionless loss, with it what is spent so far.
+        """
         world, scales, samples = self.world, self._scales(statistics), self._training_samples()
+        loss, privacy, training = self._loss(world, scales), self.plan.privacy, self.plan.training
+        size = training.batch_size if privacy is None else privacy.micro_batch or PRIVATE_BATCH
 
         def source(generator: torch.Generator) -> Iterator[Batch]:
             return batches(
@@ -119,19 +148,27 @@ class DatacubeEmulation(Task):
                 samples,
                 scales,
                 generator,
-                size=self.plan.training.batch_size,
+                size=size,
                 mirror=self.options.mirror and world.mirrors,
                 roll=self.options.roll,
             )
 
-        fit = train_locally(model, source, self._loss(world, scales), self.plan.training, instruction, self.plan.rounds)
+        if privacy is not None:
+            generator = torch.Generator().manual_seed(instruction.seed)  # of order, mirrors and turns, not of noise
+
+            def share(model: nn.Module, batch: Batch) -> Tensor:
+                return loss(model, batch) * len(batch.samples) / len(samples)
+
+            whole = Parts([lambda: source(generator)], share)
+            return TrainOutcome(len(samples), self._protect().train(model, whole, instruction))
+        fit = train_locally(model, source, loss, training, instruction, self.plan.rounds)
         return TrainOutcome(num_examples=len(samples), metrics={"loss": fit.loss})
 
     def evaluate(self, model: nn.Module, statistics: Statistics, *, with_baselines: bool) -> dict[str, float]:
         """Return errors and physics compliance on the held-out months (all months of an unseen world).
 
         "loss" is the root mean square error over variables and levels in units of a typical month-to-month change, so
-        that persistence scores about 1; "rmse/…" are in SI.
+        that persistence scores about 1 (where worlds are private, of the public scale of change); "rmse/…" are in SI.
         """
         world, scales, samples = self.world, self._scales(statistics), self._evaluation_samples()
         predictions = list(self._predictions(model, scales, samples))
@@ -149,6 +186,12 @@ class DatacubeEmulation(Task):
         sample = samples[len(samples) // 2]
         prediction = next(iter(self._predictions(model, self._scales(statistics), [sample])))
         return maps(self.world, sample, prediction)
+
+    def _protect(self) -> Protection:
+        if self._protection is None:
+            cube = self.world.cube
+            self._protection = Protection(self.plan, self.site, cube.fingerprint, _unit(self.world), units=1)
+        return self._protection
 
     def _scales(self, statistics: Statistics) -> Scales:
         scales, levels = Scales.pooled(statistics), self.world.fields.shape[3]
@@ -229,3 +272,8 @@ class DatacubeEmulation(Task):
                 f"{options.months_in}, months_out = {options.months_out}, held_out_months = {options.held_out_months}; "
                 "lower one of them or give a longer cube"
             )
+
+
+def _unit(world: World) -> str:
+    """What the contract calls the one privacy unit that a cube is."""
+    return world.cube.attributes.get("privacy_unit", "world")

@@ -2,7 +2,8 @@
 
 Learned units are SI but for variables that span decades, which are learned as a power (see `Variable.power`). Scales
 are per variable and level: the area-weighted mean and standard deviation of the fields, and the root mean square of
-month-to-month changes, each the median over the sites of what they measured on their training months.
+month-to-month changes, each the median over the sites of what they measured on their training months. Where worlds
+are private nothing is measured on them: scales are then round numbers that no data went into (`public_scales`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from astrofed.shared.errors import AstrofedError, UserMistake
 from astrofed.shared.models.datacube_layout import VARIABLES
 
 MEAN, FIELD, CHANGE = "median:field/mean", "median:field/scale", "median:change/scale"
+PUBLIC_CHANGE = 0.2  # of a variable's spread from month to month
 
 
 class ConstantVariable(UserMistake):
@@ -93,6 +95,16 @@ def site_scales(
         if not (field[index].all() and change[index].all()):
             raise ConstantVariable(f"{where}: {name} never changes at some level; leave it out of task.variables")
     return {MEAN: mean, FIELD: field, CHANGE: change}
+
+
+def public_scales(levels: int, variables: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    """Return the three scales, [variable, lev] each, by their keys, as no data but the variables' names say them."""
+    offset, spread = (
+        np.repeat([[getattr(VARIABLES[name], key)] for name in variables], levels, axis=1).astype(np.float64)
+        for key in ("offset", "spread")
+    )
+    odd = np.array([VARIABLES[name].odd for name in variables])[:, None]
+    return {MEAN: np.where(odd, 0.0, offset), FIELD: spread, CHANGE: PUBLIC_CHANGE * spread}
 
 
 @dataclass(frozen=True)

@@ -14,26 +14,23 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from astrofed.client.privacy.dpsgd import Mechanism, Units, check_private, sampling, train_privately
-from astrofed.client.privacy.ledger import Ledger
-from astrofed.client.privacy.spending import Account
+from astrofed.client.privacy.gradients import Units
+from astrofed.client.privacy.protection import Protection
+from astrofed.client.privacy.refusals import check_unit
+from astrofed.client.privacy.units import Rows, padded
 from astrofed.client.site import Site, SiteSummary
 from astrofed.client.task import Statistics, Task, TrainInstruction, TrainOutcome
 from astrofed.client.tasks.planets_catalogue import Catalogue, read_catalogue
 from astrofed.client.tasks.planets_scores import baselines, predict, scores, unit_losses
 from astrofed.client.training import train_locally
 from astrofed.shared.errors import UserMistake
-from astrofed.shared.plan import Plan, Privacy, Section
+from astrofed.shared.plan import Plan, Section
 
 LEAST = 10  # planets to train on, and planets held out
 
 
 class TooFewPlanets(UserMistake):
     """A site has too few planets to train on, or to hold out."""
-
-
-class WrongPrivacyUnit(UserMistake):
-    """The plan protects another unit than the one that the table's contract declares."""
 
 
 class PlanetSurrogate(Task):
@@ -50,11 +47,9 @@ class PlanetSurrogate(Task):
     def __init__(self, plan: Plan, options: BaseModel, site: Site) -> None:
         super().__init__(plan, options, site)
         self.options = self.Options.model_validate(options.model_dump())
-        self._ledger = Ledger(site.home)
         self._lock = threading.Lock()
         self._catalogue: Catalogue | None = None
-        self._account: Account | None = None
-        self._outlook: str | None = None
+        self._protection: Protection | None = None
 
     @property
     def catalogue(self) -> Catalogue:
@@ -87,11 +82,11 @@ class PlanetSurrogate(Task):
             role=self.site.role,
             num_examples=len(found.training),
             num_eval_examples=len(found.held_out),
-            num_units=len(found.training),
+            num_units=found.training.num_units,
             unit=table.privacy_unit,
             fingerprint=table.fingerprint,
             description=f"{len(table)} planets: {temperatures} measured temperatures, {radii} measured radii"
-            + self._privacy_outlook(),
+            + (f"; {self._protect().outlook()}" if self.plan.privacy and self.site.role == "train" else ""),
         )
 
     def train(self, model: nn.Module, statistics: Statistics, instruction: TrainInstruction) -> TrainOutcome:
@@ -102,14 +97,16 @@ class PlanetSurrogate(Task):
             features = self.site.corrupt_inputs(features)
         if self.site.corrupt_targets is not None:
             targets = self.site.corrupt_targets(targets)
-        units = (features, targets, planets.given)
+        rows = (features, targets, planets.given)
         if privacy is not None:
-            return TrainOutcome(len(planets), self._train_privately(model, units, privacy, instruction))
+            index, counted = padded(planets.unit)
+            units = Rows((*(column[index] for column in rows), counted.float()), _unit_loss, privacy.micro_batch)
+            return TrainOutcome(len(planets), self._protect().train(model, units, instruction))
 
         def batches(generator: torch.Generator) -> Iterator[Units]:
             order = torch.randperm(len(planets), generator=generator)
-            for rows in torch.split(order, self.plan.training.batch_size):
-                yield tuple(tensor[rows] for tensor in units)
+            for chosen in torch.split(order, self.plan.training.batch_size):
+                yield tuple(column[chosen] for column in rows)
 
         fit = train_locally(model, batches, _loss, self.plan.training, instruction, self.plan.rounds)
         return TrainOutcome(len(planets), {"loss": fit.loss})
@@ -123,39 +120,16 @@ class PlanetSurrogate(Task):
                 metrics |= {f"baseline/{name}/{key}": value for key, value in scores(guesses, planets).items()}
         return metrics
 
-    def _train_privately(
-        self, model: nn.Module, units: Units, privacy: Privacy, instruction: TrainInstruction
-    ) -> dict[str, float]:
-        """Reserve, train, settle; return epsilon and delta of all that was ever spent on the dataset."""
-        plan, account = self.plan, self._open_account()
-        check_private(model, plan.training)  # before anything is reserved
-        with account.round(instruction.round) as event:
-            mechanism = Mechanism(event, privacy.clipping_norm)
-            train_privately(model, units, _loss, plan.training, instruction, plan.rounds, mechanism)
-        return {"epsilon": account.epsilon(), "delta": privacy.delta}
-
-    def _open_account(self) -> Account:
-        if self._account is None:
-            table, units = self.catalogue.table, len(self.catalogue.training)
-            rate, steps = sampling(self.plan.training, units)
-            dataset, unit = table.fingerprint, table.privacy_unit
-            self._account = Account(self._ledger, self.plan, dataset, unit, units, rate, steps)
-        return self._account
-
-    def _privacy_outlook(self) -> str:
-        if self.plan.privacy is None or self.site.role == "evaluate":
-            return ""
-        if self._outlook is None:
-            self._outlook = f"; {self._open_account().outlook()}"
-        return self._outlook
+    def _protect(self) -> Protection:
+        if self._protection is None:
+            table, units = self.catalogue.table, self.catalogue.training.num_units
+            self._protection = Protection(self.plan, self.site, table.fingerprint, table.privacy_unit, units)
+        return self._protection
 
     def _check(self, found: Catalogue) -> None:
         name, privacy = self.site.name, self.plan.privacy
-        if privacy is not None and privacy.unit != found.table.privacy_unit:
-            raise WrongPrivacyUnit(
-                f"{name}: privacy.unit is {privacy.unit!r}, but the contract of {self.site.data} declares "
-                f"{found.table.privacy_unit!r}; set privacy.unit = {found.table.privacy_unit!r}"
-            )
+        if privacy is not None:
+            check_unit(privacy.unit, found.table.privacy_unit, f"{name}: {self.site.data}")
         short_of_training = self.site.role == "train" and len(found.training) < LEAST
         if short_of_training or found.rows_held_out < LEAST or not len(found.held_out):
             raise TooFewPlanets(
@@ -169,3 +143,9 @@ class PlanetSurrogate(Task):
 def _loss(model: nn.Module, batch: Units) -> Tensor:
     features, targets, given = batch
     return unit_losses(model(features), targets, given).mean()
+
+
+def _unit_loss(model: nn.Module, batch: Units) -> Tensor:
+    """The mean loss of the planets of one unit: features, targets, given [1, planet, …] and which count [1, planet]."""
+    features, targets, given, counted = (column.flatten(0, 1) for column in batch)
+    return (unit_losses(model(features), targets, given) * counted).sum() / counted.sum()

@@ -66,7 +66,7 @@ TARGET_WIDTH = np.array([0.25, 0.4])  # dex
 
 
 class PlanetTwice(DataMistake):
-    """A planet, the unit of privacy, stands in more than one row."""
+    """A planet stands in more than one row where it is the unit of privacy."""
 
 
 class PlanetUnphysical(DataMistake):
@@ -81,14 +81,22 @@ class Planets:
     targets: Tensor  # [planet, target] float32, (log10 value - centre) / width; 0 where there is none
     given: Tensor  # [planet, target] float32: 1 where there is a target, else 0
     zero_albedo: Tensor  # [planet] float64: log10 of the zero-albedo equilibrium temperature in K, or NaN
+    unit: NDArray[np.str_]  # [planet]: the name of the privacy unit it belongs to
 
     def __len__(self) -> int:
         return len(self.features)
 
+    @property
+    def num_units(self) -> int:
+        """How many privacy units the planets belong to."""
+        return len(np.unique(self.unit))
+
     def where(self, rows: NDArray[np.bool_]) -> "Planets":
         """Return the planets of those rows."""
         kept = torch.from_numpy(rows)
-        return Planets(self.features[kept], self.targets[kept], self.given[kept], self.zero_albedo[kept])
+        return Planets(
+            self.features[kept], self.targets[kept], self.given[kept], self.zero_albedo[kept], self.unit[rows]
+        )
 
 
 @dataclass(frozen=True)
@@ -117,10 +125,10 @@ def read_catalogue(path: Path, share: float) -> Catalogue:
 def _catalogue(table: Table, share: float) -> Catalogue:
     names, counts = np.unique(table.text(table.privacy_key), return_counts=True)
     twice = names[counts > 1].tolist()
-    if twice:
+    if twice and table.privacy_unit == "planet":  # a star, a programme or a customer has several planets
         raise PlanetTwice(
-            f"{table.privacy_unit} {twice[0]!r} stands in more than one row ({len(twice)} such); keep one row for "
-            "each, or its influence can't be bounded"
+            f"planet {twice[0]!r} stands in more than one row ({len(twice)} such); keep one row for each, or say in "
+            "the contract which larger unit the rows belong to"
         )
     values = {name: _known(table, name) for name in INPUTS}
     zero_albedo = np.log10(equilibrium_temperature(values["st_teff"], values["st_rad"], values["pl_orbsmax"]))
@@ -132,6 +140,7 @@ def _catalogue(table: Table, share: float) -> Catalogue:
         targets=torch.from_numpy(np.where(given, (logs - TARGET_CENTRE) / TARGET_WIDTH, 0.0).astype(np.float32)),
         given=torch.from_numpy(given.astype(np.float32)),
         zero_albedo=torch.from_numpy(zero_albedo),
+        unit=table.text(table.privacy_key),
     )
     hidden, some = held_out(table.text("hostname"), share), given.any(axis=1)
     return Catalogue(table, planets.where(some & ~hidden), planets.where(some & hidden), int(hidden.sum()))

@@ -7,24 +7,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from opacus.optimizers import DPOptimizer
+from opacus.optimizers import DPOptimizerFastGradientClipping
 from scipy import stats
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from astrofed.client.privacy import dpsgd
 from astrofed.client.privacy.accounting import Event, epsilon
-from astrofed.client.privacy.dpsgd import (
-    ClippedTwice,
-    CouplesUnits,
-    Mechanism,
-    Units,
-    WrongUnitGradients,
-    sampling,
-    train_privately,
-    unit_gradients,
-)
+from astrofed.client.privacy.clipping import Flat
+from astrofed.client.privacy.dpsgd import Mechanism, sampling, train_privately
+from astrofed.client.privacy.gradients import Units
 from astrofed.client.privacy.noise import Randomness, UnsafeSeededRandomness
+from astrofed.client.privacy.refusals import ClippedTwice, CouplesUnits, KeepsData
+from astrofed.client.privacy.units import Rows
 from astrofed.client.task import TrainInstruction
 from astrofed.client.training import TrainingDiverged
 from astrofed.shared.models.mlp import MLP
@@ -33,21 +27,6 @@ from astrofed.shared.seeds import torch_seeded
 
 PLAIN = Training(optimizer="sgd", learning_rate=1.0)
 NO_NOISE = 1e-12  # clipping norms; the accountant wants a positive number
-
-
-class Folded(nn.Module):
-    """A model that folds time into the batch [unit, time, feature], where hooks count units wrongly."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.Sequential(nn.Conv1d(3, 4, 1), nn.GroupNorm(1, 4), nn.Tanh())
-        self.head = nn.Linear(4, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        units, times, features = x.shape
-        hidden = self.inner(x.reshape(units * times, features, 1)).squeeze(-1)
-        out: Tensor = self.head(hidden.reshape(units, times, 4)).mean(dim=1)
-        return out
 
 
 class Vector(nn.Module):
@@ -97,46 +76,21 @@ def trained(
     noise: float = NO_NOISE,
     rate: float = 1.0,
     steps: int = 1,
-    clip: float = 1.0,
+    clip: float | Flat = 1.0,
+    micro_batch: int | None = None,
     training: Training = PLAIN,
     mu: float = 0.0,
     randomness: Randomness | None = None,
 ) -> nn.Module:
     instruction = TrainInstruction(round=1, seed=5, proximal_mu=mu)
-    train_privately(
-        model, units, loss, training, instruction, 1, Mechanism(Event(noise, rate, steps), clip), randomness
-    )
+    mechanism = Mechanism(Event(noise, rate, steps), clip if isinstance(clip, Flat) else Flat(clip))
+    train_privately(model, Rows(units, loss, micro_batch), training, instruction, 1, mechanism, randomness)
     return model
 
 
 def change(rows: Tensor, **options: float) -> Tensor:
     """The change of w by one step at learning rate 1: minus the sum of clipped rows over the expected batch size."""
     return weights(trained(Vector(rows.shape[1]), (rows,), **options))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("build, shape", [(perceptron, (7, 3)), (Folded, (7, 6, 3))], ids=["perceptron", "folded"])
-def test_per_unit_gradients_are_those_of_a_loop(
-    build: Callable[[], nn.Module], shape: tuple[int, ...], dtype: torch.dtype
-) -> None:
-    model, inputs, targets = made(build, dtype), drawn(*shape).to(dtype), drawn(7, 2, seed=3).to(dtype)
-    found = unit_gradients(model, (inputs, targets), loss)
-    for index in range(7):
-        model.zero_grad()
-        loss(model, (inputs[index : index + 1], targets[index : index + 1])).backward()
-        for gradients, parameter in zip(found, model.parameters(), strict=True):
-            assert gradients.shape == (7, *parameter.shape)
-            assert parameter.grad is not None
-            assert float((gradients[index] - parameter.grad).norm()) <= 1e-5 * float(parameter.grad.norm())
-
-
-def test_gradients_that_are_not_one_a_unit_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def by_time(*_: object, **__: object) -> Callable[..., dict[str, Tensor]]:
-        return lambda parameters, batch: {name: p.new_zeros((42, *p.shape)) for name, p in parameters.items()}
-
-    monkeypatch.setattr(dpsgd, "vmap", by_time)
-    with pytest.raises(WrongUnitGradients, match=r"shape \(42,.*7 units are in the batch"):
-        unit_gradients(made(Folded), (drawn(7, 6, 3), drawn(7, 2)), loss)
 
 
 def test_a_step_is_the_clipped_mean_over_the_expected_batch() -> None:
@@ -280,7 +234,7 @@ def test_weights_that_leave_the_finite_range_are_told() -> None:
 def test_afterwards_the_model_evaluates_and_holds_no_gradients() -> None:
     model = trained(made(perceptron), (drawn(9, 3), drawn(9, 2)), loss, noise=1.0)
     assert not model.training
-    assert all(getattr(p, name) is None for p in model.parameters() for name in ("grad", "grad_sample", "summed_grad"))
+    assert all(getattr(p, name) is None for p in model.parameters() for name in ("grad", "summed_grad"))
 
 
 def evidence(runs: int = 250) -> float:
@@ -303,20 +257,22 @@ def test_an_audit_finds_no_more_than_is_claimed() -> None:
     assert evidence() < CLAIMED
 
 
-def no_noise(optimizer: DPOptimizer) -> None:
+def no_noise(optimizer: DPOptimizerFastGradientClipping) -> None:
     for parameter in optimizer.params:
         parameter.grad = parameter.summed_grad.clone()
 
 
-def no_clipping(optimizer: DPOptimizer) -> None:
-    for parameter in optimizer.params:
-        parameter.summed_grad = parameter.grad_sample.sum(dim=0)
+def no_clipping(_: Flat, squares: Tensor) -> Tensor:
+    return torch.ones_like(squares)
 
 
-@pytest.fixture(params=[("add_noise", no_noise), ("clip_and_accumulate", no_clipping)], ids=["no noise", "no clipping"])
+BUGS = [(dpsgd._NoisyOptimizer, "add_noise", no_noise), (Flat, "factors", no_clipping)]
+
+
+@pytest.fixture(params=BUGS, ids=["no noise", "no clipping"])
 def planted_bug(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    name, bug = request.param
-    monkeypatch.setattr(dpsgd._NoisyOptimizer, name, bug)
+    where, name, bug = request.param
+    monkeypatch.setattr(where, name, bug)
     yield name
 
 
@@ -324,10 +280,33 @@ def test_an_audit_finds_a_planted_bug(planted_bug: str) -> None:
     assert evidence() > CLAIMED
 
 
-def test_functional_call_reaches_every_parameter() -> None:
-    """A parameter that the loss took from the model itself would get no gradient, and no test of noise would see it."""
-    model = made(perceptron)
-    replaced = {f"model.{name}": torch.full_like(p, math.nan) for name, p in model.named_parameters()}
-    value = functional_call(dpsgd._Loss(model, loss), replaced, ((drawn(1, 3), drawn(1, 2)),))
-    assert math.isnan(float(value))
-    assert all(bool(g.abs().sum() > 0) for g in unit_gradients(model, (drawn(4, 3), drawn(4, 2)), loss))
+@pytest.mark.parametrize("micro_batch", [1, 3, 100])
+def test_micro_batches_make_the_same_step(micro_batch: int) -> None:
+    units = drawn(10, 3), drawn(10, 2, seed=3)
+    whole, parts = (
+        weights(trained(made(perceptron), units, loss, micro_batch=m, randomness=UnsafeSeededRandomness(1), noise=1.0))
+        for m in (None, micro_batch)
+    )
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_that_writes_what_it_saw_into_a_buffer_is_refused_after_the_round() -> None:
+    class Remembers(Vector):
+        def __init__(self) -> None:
+            super().__init__(2)
+            self.register_buffer("seen", torch.zeros(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                self.seen += x.detach().mean(dim=0)  # type: ignore[operator]
+            return super().forward(x)
+
+    with pytest.raises(KeepsData, match=r"buffer 'seen'.*make it a parameter"):
+        trained(Remembers(), (torch.ones(3, 2),))
+
+
+def test_buffers_that_stay_are_no_trouble() -> None:
+    model = Vector(2)
+    model.register_buffer("scale", torch.full((2,), 3.0))
+    trained(model, (torch.ones(3, 2),))
+    assert torch.equal(model.get_buffer("scale"), torch.full((2,), 3.0))

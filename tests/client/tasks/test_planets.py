@@ -12,11 +12,12 @@ from torch import nn
 from astrofed.client.app import open_task
 from astrofed.client.data.table import build_table, read_table, write_table
 from astrofed.client.privacy.accounting import Event, epsilon
-from astrofed.client.privacy.dpsgd import ClippedTwice, CouplesUnits, sampling
+from astrofed.client.privacy.dpsgd import sampling
 from astrofed.client.privacy.ledger import FILE, BudgetSpent
+from astrofed.client.privacy.refusals import ClippedTwice, CouplesUnits, WrongPrivacyUnit
 from astrofed.client.site import Site
 from astrofed.client.task import TrainInstruction
-from astrofed.client.tasks.planets import PlanetSurrogate, TooFewPlanets, WrongPrivacyUnit
+from astrofed.client.tasks.planets import PlanetSurrogate, TooFewPlanets
 from astrofed.shared.models.base import build_model
 from astrofed.shared.plan import Plan, PlanError, load_plan
 from astrofed.simulations.bundled import resolve_bundled
@@ -155,7 +156,7 @@ def test_what_cannot_be_private_is_refused_before_anything_is_spent(tmp_path: Pa
 
 
 def test_the_plans_privacy_unit_must_be_the_tables() -> None:
-    with pytest.raises(WrongPrivacyUnit, match=r"K2: privacy\.unit is 'star'.*set privacy\.unit = 'planet'"):
+    with pytest.raises(WrongPrivacyUnit, match=r"K2: .*privacy\.unit is 'star'.*set privacy\.unit = 'planet'"):
         surrogate(plan(privacy={**PRIVACY, "unit": "star"}), site()).summary()
 
 

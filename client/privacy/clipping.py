@@ -1,0 +1,112 @@
+"""How a unit's gradient is bounded before it is added to the others', and how much noise hides what is left of it.
+
+However it is done, one unit moves the sum by at most `norm`, and a step costs what one Gaussian mechanism costs whose
+noise is the event's `noise_multiplier` times that.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from astrofed.client.privacy.noise import Randomness
+from astrofed.shared.plan import Privacy
+
+_ROUNDING = 1e-5  # float32 norms are off by less than this share: clipping to a little less keeps the bound itself
+
+
+class Flat:
+    """All of a unit's gradient together is at most `norm` long (Abadi et al. 2016)."""
+
+    def __init__(self, norm: float) -> None:
+        self.norm = norm
+
+    def factors(self, squares: Tensor) -> Tensor:
+        """Return what to multiply gradients with [unit, parameter], given their squared lengths [unit, parameter].
+
+        A unit whose length is not a number gets 0.
+        """
+        return _shrink(squares.sum(dim=1, keepdim=True).sqrt(), self.norm).expand_as(squares)
+
+    def noise_multiplier(self, of_step: float, expected: float) -> float:
+        """Return the noise on the sum in clipping norms, where a step's noise multiplier is to be `of_step`.
+
+        `expected`: units that a step draws on average.
+        """
+        return of_step
+
+    def end_step(self, of_step: float, expected: float, random: Randomness) -> None:
+        """Take note that a step was taken."""
+
+
+class PerLayer(Flat):
+    """Each of L layers' gradients is at most `norm` / √L long, so all together are at most `norm` long."""
+
+    def __init__(self, norm: float, layers: Sequence[str]) -> None:
+        """`layers`: the name of the layer that each parameter belongs to."""
+        super().__init__(norm)
+        names = sorted(set(layers))
+        self._member = torch.tensor([[float(layer == name) for name in names] for layer in layers])
+
+    def factors(self, squares: Tensor) -> Tensor:
+        """See `Flat`; a layer whose length is not a number takes its unit's other layers with it."""
+        member = self._member.to(squares)
+        lengths = torch.stack([squares[:, column].sum(dim=1) for column in member.T.bool()], dim=1).sqrt()
+        factors = _shrink(lengths, self.norm / math.sqrt(member.shape[1]))
+        return torch.where(lengths.isfinite().all(dim=1, keepdim=True), factors, 0.0) @ member.T
+
+
+class Adaptive(Flat):
+    """As `Flat`, with a norm that follows a quantile of the units' gradients (Andrew et al. 2021, arXiv:1905.03871).
+
+    Each step also counts the units that were not clipped. The count is a release: it is taken around one half (a unit
+    moves it by ½ whether it is clipped or not) and divided by the expected, not the drawn, number of units, and it gets
+    noise of its own. The sum's noise is raised so that both together are one Gaussian mechanism of the step's noise
+    multiplier z: z⁻² = z_sum⁻² + (2 σ_count)⁻² (theorem 1 there).
+    """
+
+    RATE = 0.2  # of the norm's logarithm, as there
+    COUNT_NOISE = 1 / 20  # of the expected number of units, as there; but never less than the step's noise multiplier,
+    # so that the sum's noise is raised by 15 % at most
+
+    def __init__(self, norm: float, quantile: float) -> None:
+        super().__init__(norm)
+        self._quantile = quantile
+        self._count = 0.0  # not clipped less clipped, halved
+
+    def factors(self, squares: Tensor) -> Tensor:
+        """See `Flat`; also counts."""
+        factors = super().factors(squares)
+        self._count += float((factors[:, 0] == 1).sum()) - len(factors) / 2
+        return factors
+
+    def noise_multiplier(self, of_step: float, expected: float) -> float:
+        """See `Flat`."""
+        return 1 / math.sqrt(1 / of_step**2 - 1 / (2 * self.count_noise(of_step, expected)) ** 2)
+
+    def count_noise(self, of_step: float, expected: float) -> float:
+        """Return the standard deviation of the noise on the count."""
+        return max(self.COUNT_NOISE * expected, of_step)
+
+    def end_step(self, of_step: float, expected: float, random: Randomness) -> None:
+        """Move the norm by what the noisy count says."""
+        noise = self.count_noise(of_step, expected) * float(random.normal(1)[0])
+        share = min(max(0.5 + (self._count + noise) / expected, 0.0), 1.0)
+        self.norm *= math.exp(-self.RATE * (share - self._quantile))
+        self._count = 0.0
+
+
+def make_clipping(privacy: Privacy, model: nn.Module) -> Flat:
+    """Return the clipping that a plan asks for."""
+    if privacy.clipping == "per-layer":
+        named = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        return PerLayer(privacy.clipping_norm, [name.rpartition(".")[0] for name in named])
+    if privacy.clipping == "adaptive":
+        return Adaptive(privacy.clipping_norm, privacy.clipping_quantile)
+    return Flat(privacy.clipping_norm)
+
+
+def _shrink(lengths: Tensor, norm: float) -> Tensor:
+    factors = (norm * (1 - _ROUNDING) / lengths).clamp(max=1.0)
+    return torch.where(lengths.isfinite(), factors, 0.0)

@@ -1,0 +1,159 @@
+"""Gradients of linear layers as factors: per-unit clipping of perceptrons for hardly more than plain training.
+
+The gradient of a linear layer's weight for one row is an outer product, input ⊗ gradient by the output. Its length is
+the product of the two lengths, and a weighted sum of many is one matrix product, so no unit's gradient is ever written
+out (Goodfellow 2015, arXiv:1510.01799; Bu et al. 2023, arXiv:2210.00038). That holds for a layer that a unit passes
+once, as one row. Where a unit passes several rows, terms may cancel and the same trick ("ghost norm") in float32 can
+find a norm far below that of the sum it bounds; such layers, and all that are not linear, have their gradients written
+out.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from astrofed.client.privacy.gradients import Gradients, Loss, UnitLoss, Units, WrongUnitGradients, without
+
+
+class Factored:
+    """Units' gradients with those of linear layers as factors; made for a model, a loss and units of one shape."""
+
+    def __init__(self, model: nn.Module, loss: UnitLoss, unit: Units) -> None:
+        """`unit`: one unit [1, …], on which is seen how often each layer is passed and where its weights go."""
+        self._layers = _single_rows(model, loss, unit)
+
+    @property
+    def worthwhile(self) -> bool:
+        """Whether any layer's gradient need not be written out."""
+        return bool(self._layers)
+
+    def __call__(self, model: nn.Module, batch: Units, loss: UnitLoss) -> Gradients:
+        """Return the gradients of the units in `batch`; a RuntimeError says that the model can't be vectorised."""
+        layers = [model.get_submodule(name) for name in self._layers]
+        own = {id(p) for layer in layers for p in layer.parameters()}
+        rest = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad and id(p) not in own}
+        module = Loss(model, loss)
+
+        def one(taps: list[Tensor], rest: dict[str, Tensor], unit: Units) -> tuple[Tensor, list[Tensor]]:
+            alone = tuple(tensor.unsqueeze(0) for tensor in unit)
+            inputs: dict[int, Tensor] = {}
+
+            def tap(layer: nn.Module, given: Tensor, output: Tensor) -> Tensor:
+                index = layers.index(layer)
+                if index in inputs or given.numel() != given.shape[-1]:
+                    raise WrongUnitGradients(f"a unit passes layer {self._layers[index]!r} more often than at first")
+                inputs[index] = given.flatten()
+                return output + taps[index].view_as(output)
+
+            with _tapped(layers, tap):
+                value = functional_call(module, {f"model.{name}": p for name, p in rest.items()}, (alone,))
+            if len(inputs) < len(layers):
+                raise WrongUnitGradients("a unit passes fewer layers than at first")
+            return value, [inputs[index] for index in range(len(layers))]
+
+        count, dtype = len(batch[0]), next(model.parameters()).dtype
+        zeros = [torch.zeros(count, int(layer.out_features), dtype=dtype) for layer in layers]  # type: ignore[arg-type]
+        with torch.no_grad():
+            per_unit = vmap(grad(one, argnums=(0, 1), has_aux=True), in_dims=(0, None, 0), randomness="different")
+            (outputs, written), inputs = per_unit(zeros, rest, batch)
+        return _Factors(model, layers, inputs, outputs, written)
+
+
+class _Factors:
+    """See `Gradients`; a unit of which anything is not finite counts nothing."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: list[nn.Module],
+        inputs: list[Tensor],
+        outputs: list[Tensor],
+        written: dict[str, Tensor],
+    ) -> None:
+        every = [*inputs, *outputs, *written.values()]
+        finite = torch.stack([t.reshape(len(t), -1).isfinite().all(dim=1) for t in every]).all(dim=0)
+        if not bool(finite.all()):
+            inputs, outputs = ([without(t, finite) for t in each] for each in (inputs, outputs))
+            written = {name: without(t, finite) for name, t in written.items()}
+        terms: dict[int, tuple[Tensor, Tensor | None]] = {}
+        for layer, given, output in zip(layers, inputs, outputs, strict=True):
+            terms[id(layer.weight)] = (output, given)
+            if layer.bias is not None:
+                terms[id(layer.bias)] = (output, None)
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self._terms = [terms[id(p)] if id(p) in terms else written[name] for name, p in named]
+
+    @property
+    def squares(self) -> Tensor:
+        """See `Gradients`."""
+        columns = []
+        for term in self._terms:
+            output, given = term if isinstance(term, tuple) else (term.flatten(1), None)
+            square = output.square().sum(dim=1)
+            columns.append(square if given is None else square * given.square().sum(dim=1))
+        return torch.stack(columns, dim=1)
+
+    def weighted(self, factors: Tensor) -> list[Tensor]:
+        """See `Gradients`."""
+        sums = []
+        for term, factor in zip(self._terms, factors.unbind(1), strict=True):
+            if isinstance(term, Tensor):
+                sums.append(torch.einsum("u,u...", factor, term))
+            else:
+                output, given = term
+                sums.append(factor @ output if given is None else (output * factor[:, None]).T @ given)
+        return sums
+
+
+def _single_rows(model: nn.Module, loss: UnitLoss, unit: Units) -> list[str]:
+    """Name the linear layers that one unit passes once, as one row, and whose weights reach the loss in no other way.
+
+    Weights can also stand in a penalty, be tied to another layer's, or be used by a function directly. Layers run on
+    detached weights here: what gradient there still is came by another way.
+    """
+    named = {
+        name: layer
+        for name, layer in model.named_modules()
+        if type(layer) is nn.Linear and all(p.requires_grad for p in layer.parameters())
+    }
+    rows: dict[int, int] = {}
+
+    def detached(layer: nn.Module, given: Tensor, _: Tensor) -> Tensor:
+        rows[id(layer)] = rows.get(id(layer), 0) + given.numel() // given.shape[-1]
+        bias = layer.bias.detach() if isinstance(layer.bias, Tensor) else None
+        return nn.functional.linear(given, layer.weight.detach(), bias)  # type: ignore[operator]
+
+    weights = [p for layer in named.values() for p in layer.parameters()]
+    if not weights:
+        return []
+    with torch.enable_grad(), _tapped(list(named.values()), detached):
+        value = loss(model, unit)
+        other = torch.autograd.grad(value, weights, allow_unused=True) if value.requires_grad else [None] * len(weights)
+    elsewhere = {id(p) for p, found in zip(weights, other, strict=True) if found is not None}
+    tied = {p for p in map(id, weights) if list(map(id, weights)).count(p) > 1}
+    return [
+        name
+        for name, layer in named.items()
+        if rows.get(id(layer)) == 1 and not {id(p) for p in layer.parameters()} & (elsewhere | tied)
+    ]
+
+
+Tap = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""Of a layer, its input and its output makes what goes on in the output's place."""
+
+
+@contextmanager
+def _tapped(layers: list[nn.Module], tap: Tap) -> Iterator[None]:
+    def hook(layer: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
+        return tap(layer, given[0] if given else named["input"], output)
+
+    handles = [layer.register_forward_hook(hook, with_kwargs=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
