@@ -10,9 +10,13 @@ import torch
 
 from astrofed.client.app import open_task
 from astrofed.client.data.cube import Cube, build_cube, read_cube, write_cube
+from astrofed.client.privacy.accounting import Event, epsilon
+from astrofed.client.privacy.ledger import BudgetSpent
+from astrofed.client.privacy.refusals import WrongPrivacyUnit
 from astrofed.client.site import Site
 from astrofed.client.task import Statistics, Task, TrainInstruction
-from astrofed.client.tasks.datacube import LevelsDiffer
+from astrofed.client.tasks.datacube import DatacubeEmulation, LevelsDiffer
+from astrofed.client.tasks.datacube_batches import stack
 from astrofed.client.tasks.datacube_samples import TooFewMonths, VariableNotInCube
 from astrofed.client.tasks.datacube_scales import ConstantVariable
 from astrofed.shared.models.base import Model, build_model
@@ -276,3 +280,72 @@ def test_on_a_real_world_the_ridge_beats_persistence_and_climatology() -> None:
     assert found["baseline/ridge/loss"] < 0.85 * found["baseline/persistence/loss"]
     assert found["baseline/climatology/loss"] > found["baseline/persistence/loss"]
     assert read_cube(task.site.data).fingerprint == task.summary().fingerprint
+
+
+PRIVACY = {"unit": "world", "epsilon": 8.0, "delta": 1e-5}
+
+
+def private(**changes: Any) -> Plan:
+    return plan(privacy={**PRIVACY, **changes.pop("privacy", {})}, training={"epochs": 5, "batch_size": 2}, **changes)
+
+
+def test_a_private_world_tells_nothing_of_itself_but_noisy_updates(store: Store) -> None:
+    """Statistics are the same whatever the world; the loss stays; epsilon at sample rate 1 is told."""
+    ours = open_site(store(small_world(1)), private())
+    theirs = open_site(store(with_other_months(small_world(2), slice(0, 6), 0)), private())
+    for (key, value), (other_key, other) in zip(ours.statistics().items(), theirs.statistics().items(), strict=True):
+        assert key == other_key and np.array_equal(value, other)
+    assert set(ours.statistics()) == {"median:field/mean", "median:field/scale", "median:change/scale"}
+    summary, model = ours.summary(), build_model(ours.plan)
+    assert (summary.num_units, summary.unit) == (1, "world")
+    told = [ours.train(model, ours.statistics(), TrainInstruction(number, number)).metrics for number in (1, 2, 3, 4)]
+    assert all(set(metrics) == {"epsilon", "delta"} for metrics in told)
+    noise = float(summary.description.partition("noise multiplier ")[2].partition(",")[0])
+    assert told[-1]["epsilon"] == pytest.approx(epsilon([Event(noise, 1.0, 4 * 5)], 1e-5), rel=1e-3)
+    assert 0.998 * 8 <= told[-1]["epsilon"] <= 8
+    assert summary.description.endswith(
+        "its one world is in every step, hidden by nothing but noise: expect to learn next to nothing from it"
+    )
+    unseen = open_site(store(small_world()), private(), role="evaluate")
+    assert unseen.statistics() == {} and "noise" not in unseen.summary().description
+    evaluated = ours.evaluate(model, ours.statistics(), with_baselines=True)
+    assert np.isfinite(list(evaluated.values())).all() and not any("ridge" in key for key in evaluated)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1, 3])
+def test_a_worlds_gradient_is_the_mean_over_all_its_training_months(store: Store, micro_batch: int | None) -> None:
+    """Almost without noise a step goes along the gradient of the whole world's loss, one clipping norm far."""
+    quiet: dict[str, Any] = {"epsilon": None, "noise_multiplier": 1e-6, "clipping_norm": 0.01}
+    quiet |= {"micro_batch": micro_batch} if micro_batch else {}
+    still = {"mirror": False, "roll": False}
+    given = plan(
+        privacy={k: v for k, v in {**PRIVACY, **quiet}.items() if v is not None},
+        training={"epochs": 1, "batch_size": 2, "optimizer": "sgd", "learning_rate": 1.0},
+        physics={"weights": {"hydrostatic": 0.0, "mass-continuity": 0.02}},
+        task=still,
+    )
+    task, model = open_site(store(small_world()), given), build_model(given)
+    assert isinstance(task, DatacubeEmulation)
+    statistics, before = task.statistics(), [p.detach().clone() for p in model.parameters()]
+    loss, samples = task._loss(task.world, task._scales(statistics)), task._training_samples()
+    total = torch.stack([loss(model, stack(task.world, [s], task._scales(statistics))) for s in samples]).mean()
+    gradient = torch.cat([g.flatten() for g in torch.autograd.grad(total, list(model.parameters()))])
+    task.train(model, statistics, TrainInstruction(1, 1))
+    step = torch.cat([(b - p).detach().flatten() for p, b in zip(model.parameters(), before, strict=True)])
+    torch.testing.assert_close(step, 0.01 * gradient / gradient.norm(), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("unit", ["month", "pixel", "level"])
+def test_parts_of_a_world_cannot_be_protected_one_by_one(store: Store, unit: str) -> None:
+    with pytest.raises(WrongPrivacyUnit, match=rf"site a: .*privacy\.unit is '{unit}'.*set privacy\.unit = 'world'"):
+        open_site(store(small_world()), private(privacy={"unit": unit})).summary()
+
+
+def test_a_private_world_has_a_budget(store: Store, tmp_path: Path) -> None:
+    path, home = store(small_world()), tmp_path / "home"
+    home.mkdir()
+    task = open_site(path, private(rounds=1), home=home)
+    model = build_model(task.plan)
+    task.train(model, task.statistics(), TrainInstruction(1, 1))
+    with pytest.raises(BudgetSpent, match="left"):
+        open_site(path, private(rounds=1, name="another"), home=home).summary()

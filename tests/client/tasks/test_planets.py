@@ -201,3 +201,47 @@ def test_six_observatories_learn_privately_about_as_well_as_openly(tmp_path: Pat
     assert private.metrics["loss"] < 1.1 * open_.metrics["loss"]
     assert open_.metrics["loss"] < 0.95 * open_.baselines["zero-albedo"] < open_.baselines["constant"]
     assert private.metrics["rmse/pl_eqt"] < 0.25 * private.baselines["constant/rmse/pl_eqt"]
+
+
+def by_star(path: Path) -> Path:
+    """The same planets under a contract that protects stars, which have several planets."""
+    table = read_table(DATA)
+    write_table(build_table(dict(table.columns), table.units, "star", "hostname"), path)
+    return path
+
+
+def test_a_star_with_all_its_planets_is_one_unit_where_the_contract_says_so(tmp_path: Path) -> None:
+    given = plan(privacy={**PRIVACY, "unit": "star"})
+    task = surrogate(given, site(data=by_star(tmp_path / "stars.parquet")))
+    table, planets = read_table(DATA), surrogate(plan(), site()).catalogue.training.unit
+    star = dict(zip(table.text("pl_name").tolist(), table.text("hostname").tolist(), strict=True))
+    stars = len({star[planet] for planet in planets.tolist()})
+    summary = task.summary()
+    assert (summary.num_examples, summary.num_units, summary.unit) == (431, stars, "star") and stars < 400
+    rate, steps = sampling(given.training, stars)
+    told = rounds(task, build_model(given), 1)
+    noise = float(summary.description.partition("noise multiplier ")[2].partition(",")[0])
+    assert told[0]["epsilon"] == pytest.approx(epsilon([Event(noise, rate, steps)], 1e-5), rel=1e-3)
+    with pytest.raises(WrongPrivacyUnit, match=r"'planet', .* declares 'star'.*parts of one star"):
+        surrogate(plan(privacy=PRIVACY), site(data=by_star(tmp_path / "again.parquet"))).summary()
+
+
+@pytest.mark.parametrize("clipping", ["per-layer", "adaptive"])
+def test_every_kind_of_clipping_learns_and_spends_the_same(clipping: str) -> None:
+    training = {"optimizer": "sgd", "learning_rate": 0.1, "batch_size": 128, "epochs": 10}
+    given = plan(privacy={**PRIVACY, "clipping_norm": 5.0, "clipping": clipping}, training=training, rounds=5)
+    task, model = surrogate(given, site()), build_model(given)
+    told = rounds(task, model, 5)
+    assert 0.998 * 6 <= told[-1]["epsilon"] <= 6
+    metrics = task.evaluate(model, {}, with_baselines=True)
+    assert metrics["loss"] < 0.85 * metrics["baseline/constant/loss"]
+
+
+def test_an_adaptive_norm_goes_on_from_round_to_round() -> None:
+    given = plan(privacy={**PRIVACY, "clipping_norm": 100.0, "clipping": "adaptive"})
+    task, model, norms = surrogate(given, site()), build_model(given), []
+    for number in (1, 2, 3):
+        rounds(task, model, 1, first=number)
+        assert task._protection is not None and task._protection._clipping is not None
+        norms.append(task._protection._clipping.norm)
+    assert 100 > norms[0] > norms[1] > norms[2]

@@ -1,0 +1,280 @@
+"""Per-unit gradients are those of a loop over units: in every form, for every shipped model, and for odd ones."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad
+
+from astrofed.client.privacy import gradients
+from astrofed.client.privacy.factored import Factored
+from astrofed.client.privacy.gradients import OneByOne, Together, Units, WrittenOut, WrongUnitGradients, unit_gradients
+from astrofed.client.privacy.units import Rows, cheapest_form
+from astrofed.client.tasks.datacube_batches import Batch, stack
+from astrofed.client.tasks.datacube_physics import PhysicsTerm
+from astrofed.client.tasks.datacube_samples import World, training_samples
+from astrofed.client.tasks.datacube_scales import Scales, public_scales
+from astrofed.client.tasks.datacube_scores import area_loss
+from astrofed.shared.models.datacube_layout import DatacubeLayout
+from astrofed.shared.models.datacube_net import DatacubeNet
+from astrofed.shared.models.mlp import MLP
+from astrofed.shared.seeds import torch_seeded
+from astrofed.simulations.synthetic import synthetic_world
+
+Loss = Callable[[nn.Module, Units], Tensor]
+
+
+class Folded(nn.Module):
+    """A model that folds time into the batch [unit, time, feature], where hooks count units wrongly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv1d(3, 4, 1), nn.GroupNorm(1, 4), nn.Tanh())
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        units, times, features = x.shape
+        hidden = self.inner(x.reshape(units * times, features, 1)).squeeze(-1)
+        out: Tensor = self.head(hidden.reshape(units, times, 4)).mean(dim=1)
+        return out
+
+
+class Spread(nn.Module):
+    """Linear layers in every use: once, several times, over rows, tied, frozen, without bias, with a weight outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.once = nn.Linear(3, 4)
+        self.bare = nn.Linear(4, 4, bias=False)
+        self.twice = nn.Linear(4, 4)
+        self.rows = nn.Linear(1, 2)
+        self.outside = nn.Linear(4, 4)
+        self.tied, self.tie = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.tie.weight = self.tied.weight
+        self.frozen = nn.Linear(4, 4)
+        self.frozen.requires_grad_(False)
+        self.unused = nn.Linear(2, 2)
+        self.head = nn.Linear(8, 2)
+        self.register_buffer("offset", torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.bare(torch.tanh(self.once(x))) + self.offset)
+        hidden = self.tie(torch.tanh(self.tied(torch.tanh(self.twice(torch.tanh(self.twice(hidden)))))))
+        hidden = self.frozen(self.outside(hidden)) @ self.outside.weight
+        out: Tensor = self.head(self.rows(hidden[..., None]).flatten(1))
+        return out
+
+
+class InPlace(MLP):
+    """A perceptron that writes into a tensor of its own, which torch can't vectorise."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        out = torch.zeros(len(rows), 2, dtype=rows.dtype)
+        out[:] = super().forward(rows)
+        return out
+
+
+class Branches(MLP):
+    """A perceptron that decides by its input's values."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        out = super().forward(rows)
+        return -out if bool(rows.sum() > 0) else out
+
+
+def squared(model: nn.Module, batch: Units) -> Tensor:
+    return (model(batch[0]) - batch[1]).square().sum(dim=1).mean()
+
+
+def smooth(model: nn.Module, batch: Units) -> Tensor:
+    """With a penalty on the slope by the input, as losses with differential equations have it, the torch.func way."""
+
+    def slope(row: Tensor) -> Tensor:
+        total: Tensor = grad(lambda r: model(r[None]).sum())(row)
+        return total
+
+    return squared(model, batch) + torch.stack([slope(row) for row in batch[0]]).square().mean()
+
+
+def smooth_by_autograd(model: nn.Module, batch: Units) -> Tensor:
+    """The same by `autograd.grad(create_graph=True)`."""
+    inputs = batch[0].detach().clone().requires_grad_()
+    (slope,) = torch.autograd.grad(model(inputs).sum(), inputs, create_graph=True)
+    return squared(model, batch) + slope.square().mean()
+
+
+def after_a_step(model: nn.Module, batch: Units) -> Tensor:
+    """A second-order objective (MAML): the loss on the second half of a unit's rows after a step on the first half."""
+    support, query = (tuple(tensor[0].chunk(2)[half] for tensor in batch) for half in (0, 1))
+    weights = dict(model.named_parameters())
+
+    def inner(weights: dict[str, Tensor]) -> Tensor:
+        return (functional_call(model, weights, (support[0],)) - support[1]).square().mean()
+
+    steps = grad(inner)(weights)
+    adapted = {name: weight - 0.1 * steps[name] for name, weight in weights.items()}
+    return (functional_call(model, adapted, (query[0],)) - query[1]).square().mean()
+
+
+def coupled(model: nn.Module, batch: Units) -> Tensor:
+    """A penalty on the mean over the batch, which has no place in a loss of one unit."""
+    out = model(batch[0])
+    value: Tensor = (out - batch[1]).square().sum(dim=1).mean() + out.mean(dim=0).square().sum()
+    return value
+
+
+def drawn(*shape: int, seed: int = 2) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def worlds(weights: dict[str, float]) -> tuple[Callable[[], nn.Module], Units, Loss]:
+    """The datacube network on samples of a world, with physics in the loss, as if each were a unit."""
+    layout = DatacubeLayout(variables=("ta", "hus", "ua", "va", "ps", "zg"))
+    world = World(synthetic_world(1, lev=3, lat=8, lon=8), layout, "here")
+    scales = Scales.pooled(public_scales(3, layout.variables))
+    samples = training_samples(world.months, world.epochs, layout, 6)[:3]
+    batch, physics = stack(world, samples, scales), PhysicsTerm(weights, layout.variables)
+
+    def loss(model: nn.Module, units: Units) -> Tensor:
+        part = Batch(*units, samples=tuple(samples[: len(units[0])]))
+        changes = layout.level_means(model(part.state, part.forcing))
+        value = area_loss(changes - (part.target - part.last) / scales.change, world.area)
+        return value + physics(world, part, part.last + changes * scales.change)
+
+    small = {"base_features": 8, "coarse_features": 8}
+    return lambda: DatacubeNet(layout, **small), (batch.state, batch.forcing, batch.last, batch.target), loss
+
+
+TABLE = drawn(5, 3), drawn(5, 2, seed=3)
+SERIES = drawn(5, 6, 3), drawn(5, 2, seed=3)
+SETS = drawn(5, 4, 3), drawn(5, 4, 2, seed=3)
+PHYSICS = {"hydrostatic": 0.5, "mass-continuity": 0.5}
+CASES: dict[str, tuple[Callable[[], nn.Module], Units, Loss, type]] = {
+    "perceptron": (lambda: MLP(3, 2, hidden=(8, 5)), TABLE, squared, Factored),
+    "datacube": (*worlds({}), Together),
+    "datacube with physics": (*worlds(PHYSICS), Together),
+    "folded time": (Folded, SERIES, squared, Together),
+    "linear layers of all kinds": (Spread, TABLE, squared, Factored),
+    "slopes": (lambda: MLP(3, 2, hidden=(8,)), TABLE, smooth, Together),
+    "slopes by autograd": (lambda: MLP(3, 2, hidden=(8,)), TABLE, smooth_by_autograd, OneByOne),
+    "second order": (lambda: MLP(3, 2, hidden=(8,)), SETS, after_a_step, Together),
+    "in place": (lambda: InPlace(3, 2, hidden=(8,)), TABLE, squared, OneByOne),
+    "branches": (lambda: Branches(3, 2, hidden=(8,)), TABLE, squared, OneByOne),
+    "couples its batch": (lambda: MLP(3, 2, hidden=(8,)), TABLE, coupled, Factored),
+}
+
+
+def made(build: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
+    with torch_seeded(1):
+        model = build().to(dtype)
+        for parameter in model.parameters():  # so that no gradient is 0 because a layer starts at 0
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def looped(model: nn.Module, units: Units, loss: Loss) -> list[list[Tensor]]:
+    """The plain way: for each unit alone, the gradient that `backward` leaves."""
+    found = []
+    for index in range(len(units[0])):
+        model.zero_grad()
+        loss(model, tuple(tensor[index : index + 1] for tensor in units)).backward()  # type: ignore[no-untyped-call]
+        weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        found.append([torch.zeros_like(w) if w.grad is None else w.grad.clone() for w in weights])
+    model.zero_grad()
+    return found
+
+
+def relative(found: list[Tensor], expected: list[Tensor]) -> float:
+    whole = torch.stack([each.norm() for each in expected]).norm()
+    return float(torch.stack([(a - b).norm() for a, b in zip(found, expected, strict=True)]).norm() / whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("case", CASES)
+def test_each_units_gradient_is_that_of_a_loop_whatever_others_are_in_the_batch(case: str, dtype: torch.dtype) -> None:
+    build, units, loss, form = CASES[case]
+    model, units = made(build, dtype), tuple(tensor.to(dtype) for tensor in units)
+    expected, count = looped(model, units, loss), len(units[0])
+    chosen = cheapest_form(model, units, loss)
+    assert type(chosen) is form
+    found = chosen(model, units, loss)
+    squares = found.squares
+    for index in range(count):
+        one = torch.zeros_like(squares)
+        one[index] = 1.0
+        assert relative(found.weighted(one), expected[index]) <= (1e-5 if dtype is torch.float32 else 1e-12)
+        lengths = torch.stack([gradient.square().sum() for gradient in expected[index]])
+        torch.testing.assert_close(squares[index], lengths, rtol=1e-4, atol=1e-5 * float(lengths.sum()))
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1, 2])
+@pytest.mark.parametrize("case", ["perceptron", "datacube with physics", "in place"])
+def test_micro_batches_hold_every_chosen_unit_once(case: str, micro_batch: int | None) -> None:
+    build, units, loss, _ = CASES[case]
+    model, chosen = made(build, torch.float32), np.array([0, 2])
+    expected = [sum(each[1:], each[0]) for each in zip(*(looped(model, units, loss)[i] for i in chosen), strict=True)]
+    parts = list(Rows(units, loss, micro_batch).gradients(model, chosen))
+    assert [len(part.squares) for part in parts] == ([1, 1] if micro_batch == 1 else [2])
+    sums = [part.weighted(torch.ones_like(part.squares)) for part in parts]
+    assert relative([sum(each[1:], each[0]) for each in zip(*sums, strict=True)], expected) <= 1e-5
+
+
+def test_only_layers_passed_once_whose_weights_go_nowhere_else_are_factored() -> None:
+    model, unit = made(Spread, torch.float32), tuple(tensor[:1] for tensor in TABLE)
+    assert Factored(model, squared, unit)._layers == ["once", "bare", "head"]
+
+    def penalised(model: nn.Module, batch: Units) -> Tensor:
+        assert isinstance(model, Spread)
+        return squared(model, batch) + model.head.weight.square().sum()
+
+    assert Factored(model, penalised, unit)._layers == ["once", "bare"]
+
+
+def test_a_layer_passed_otherwise_than_at_first_is_noticed() -> None:
+    class Moody(MLP):
+        again = False
+
+        def forward(self, rows: Tensor) -> Tensor:
+            out = super().forward(rows)
+            return out + self.head(self.body(rows)) if self.again else out
+
+    model = made(lambda: Moody(3, 2, hidden=(8,)), torch.float32)
+    form = Factored(model, squared, tuple(tensor[:1] for tensor in TABLE))
+    model.again = True  # type: ignore[assignment]
+    with pytest.raises(WrongUnitGradients, match=r"layer '(body\.0|head)' more often"):
+        form(model, TABLE, squared)
+
+
+def test_gradients_that_are_not_one_a_unit_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def by_time(*_: object, **__: object) -> Callable[..., dict[str, Tensor]]:
+        return lambda parameters, batch: {name: p.new_zeros((30, *p.shape)) for name, p in parameters.items()}
+
+    monkeypatch.setattr(gradients, "vmap", by_time)
+    with pytest.raises(WrongUnitGradients, match=r"shape \(30,.*5 units are in the batch"):
+        unit_gradients(made(Folded, torch.float32), SERIES, squared)
+
+
+@pytest.mark.parametrize("case", ["perceptron", "folded time", "in place"])
+def test_a_unit_whose_gradient_is_not_finite_counts_nothing(case: str) -> None:
+    build, units, loss, _ = CASES[case]
+    model, broken = made(build, torch.float32), units[0].clone()
+    broken[1] = float("nan")
+    found = cheapest_form(model, units, loss)(model, (broken, units[1]), loss)
+    assert bool((found.squares[1] == 0).all()) and bool((found.squares[[0, 2, 3, 4]].sum(dim=1) > 0).all())
+    without = [0, 2, 3, 4]
+    kept = cheapest_form(model, units, loss)(model, tuple(tensor[without] for tensor in units), loss)
+    ones, others = torch.ones_like(found.squares), torch.ones_like(kept.squares)
+    assert relative(found.weighted(ones), kept.weighted(others)) <= 1e-6
+
+
+def test_a_loss_that_depends_on_no_weight_has_no_gradient() -> None:
+    def nothing(model: nn.Module, batch: Units) -> Tensor:
+        return batch[0].sum()
+
+    model = made(lambda: MLP(3, 2, hidden=(8,)), torch.float32)
+    for form in (Together(), OneByOne()):
+        found: Any = form(model, TABLE, nothing)
+        assert isinstance(found, WrittenOut) and not bool(found.squares.any())
