@@ -5,20 +5,29 @@ no digits, as they do in ||x||^2 + ||y||^2 - 2 x.y. The matrix is about the most
 distance to the others so that no minority of liars decides on it.
 """
 
+from typing import TYPE_CHECKING, Optional
+
 import numpy as np
 
 from astrofed.server.aggregation.base import Floats, squared_distances
 from astrofed.server.aggregation.updates import Updates
 
+if TYPE_CHECKING:
+    from astrofed.server.aggregation.passes_torch import TorchPasses
 
-def gram_matrix(updates: Updates) -> Floats:
+
+def gram_matrix(updates: Updates, device: Optional["TorchPasses"] = None) -> Floats:
     """Return the inner products (n, n) of the updates' differences from the most central of them.
 
-    Only what is the same about any point has a meaning: distances, and mixes with weights that sum to 1.
+    Only what is the same about any point has a meaning: distances, and mixes with weights that sum to 1. Without a
+    `device`, compiled code measures them on the CPU.
     """
-    from astrofed.server.aggregation.passes import distances
+    if device is None:
+        from astrofed.server.aggregation.passes import distances
 
-    squares = distances(updates)
+        squares = distances(updates)
+    else:
+        squares = device.distances(updates)
     to_centre = squares[_middle(squares)]
     gram: Floats = (to_centre[:, None] + to_centre[None, :] - squares) / 2
     return gram

@@ -7,7 +7,7 @@ the Gram matrix and for the result. Beyond the replies memory is O(n^2 + n * blo
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,9 @@ from astrofed.server.aggregation.base import (
 )
 from astrofed.server.aggregation.gram import gram_matrix, most_central
 from astrofed.server.aggregation.updates import Arrays, Updates, flat, spans
+
+if TYPE_CHECKING:
+    from astrofed.server.aggregation.passes_torch import TorchPasses
 
 LONGEST = 1e30  # beyond such a distance mixes of updates are kept in float64
 
@@ -47,6 +50,7 @@ class Pipeline:
     pre: tuple[Mixing, ...]
     rule: Combination | Coordinatewise
     f: int
+    device: Optional["TorchPasses"] = None  # where the data are read; by default by compiled code on the CPU
 
     def minimum_replies(self) -> int | None:
         """Return how many replies a round needs; None: no number is enough for this f."""
@@ -104,7 +108,7 @@ class Pipeline:
             points.append(reference)
         updates = Updates(reference, points)
         reads_gram = bool(self.pre) or about_model or (isinstance(self.rule, Combination) and self.rule.needs_gram)
-        gram = gram_matrix(updates) if reads_gram else np.empty((0, 0))
+        gram = gram_matrix(updates, self.device) if reads_gram else np.empty((0, 0))
         rows = np.eye(n, len(points))
         for stage in self.pre:
             rows = _apply(stage, stage.mix(_seen(stage, rows, gram), self.f), rows)
@@ -115,10 +119,54 @@ class Pipeline:
                 rows = np.vstack([rows, np.eye(1, len(points), n)])
             weights = self.rule.combine(_seen(self.rule, rows, gram), shares, self.f)
             weights = _apply(self.rule, weights[None], rows)[0]
-            return Aggregate(_combine(updates, weights, n), weights[:n], _explain(self.name, gram, weights, n))
+            return Aggregate(self._combine(updates, weights, n), weights[:n], _explain(self.name, gram, weights, n))
         left_out = {int(i): f"{self.name} did not select it" for i in np.flatnonzero(~rows[:, :n].any(axis=0))}
         mixing = rows if self.pre else None
-        return Aggregate(_reduce(updates, mixing, self.rule, self.f, n, gram), None, left_out)
+        return Aggregate(self._reduce(updates, mixing, self.rule, n, gram), None, left_out)
+
+    def _combine(self, updates: Updates, weights: Floats, n: int) -> dict[str, NDArray[Any]]:
+        """Return the weighted mean of the points; the first n of them are replies. One alone is itself, not a copy."""
+        clients = np.flatnonzero(weights).tolist()
+        result = _blank(updates, n)
+        if len(clients) == 1:
+            return result | {name: updates.replies[clients[0]][name] for name in updates.floats}
+        self._passes.weighted_mean(updates, clients, weights[clients], result)
+        return result
+
+    def _reduce(
+        self, updates: Updates, mixing: Floats | None, rule: Coordinatewise, n: int, gram: Floats
+    ) -> dict[str, NDArray[Any]]:
+        """Return the rule's value at each coordinate, of the n replies or of mixes (m, points) of all points."""
+        result = _blank(updates, n)
+        clients = list(range(n))
+        if mixing is not None:
+            clients = np.flatnonzero(mixing.any(axis=0)).tolist()
+            mixing = mixing[:, clients]
+            if (np.count_nonzero(mixing, axis=1) == 1).all():  # a selection
+                clients, mixing = [clients[place] for place in mixing.argmax(axis=1)], None
+        reduction = rule.reduction(len(clients) if mixing is None else len(mixing), self.f)
+        if reduction is not None:
+            centre, wide = -1, False
+            if mixing is not None:
+                seen = gram[np.ix_(clients, clients)]
+                centre = most_central(seen)
+                wide = bool(np.sqrt(squared_distances(seen)[centre].max()) > LONGEST)
+            self._passes.order_statistic(updates, clients, reduction, result, mixing, centre, wide=wide)
+            return result
+        for block in updates.blocks(clients):
+            rows = block.rows if mixing is None else mixing @ block.rows
+            change = rule.reduce(rows, self.f)
+            result[block.name].reshape(-1)[block.columns] = flat(updates.reference[block.name], block.columns) + change
+        return result
+
+    @property
+    def _passes(self) -> Any:
+        """What reads the data: `passes` or its twin on another device. Importing `passes` takes numba's time."""
+        if self.device is not None:
+            return self.device
+        from astrofed.server.aggregation import passes
+
+        return passes
 
     def _too_few(self, n: int, need: int | None) -> str:
         if need is None:
@@ -142,47 +190,6 @@ def _apply(stage: Rule, weights: Floats, rows: Floats) -> Floats:
     if stage.about_model:
         mixed[:, -1] += 1.0 - weights.sum(axis=1)
     return mixed
-
-
-def _combine(updates: Updates, weights: Floats, n: int) -> dict[str, NDArray[Any]]:
-    """Return the weighted mean of the points; the first n of them are replies. One alone is itself, not a copy."""
-    from astrofed.server.aggregation.passes import weighted_mean
-
-    clients = np.flatnonzero(weights).tolist()
-    result = _blank(updates, n)
-    if len(clients) == 1:
-        return result | {name: updates.replies[clients[0]][name] for name in updates.floats}
-    weighted_mean(updates, clients, weights[clients], result)
-    return result
-
-
-def _reduce(
-    updates: Updates, mixing: Floats | None, rule: Coordinatewise, f: int, n: int, gram: Floats
-) -> dict[str, NDArray[Any]]:
-    """Return the rule's value at each coordinate, of the n replies or of mixes (m, points) of all points."""
-    from astrofed.server.aggregation.passes import order_statistic
-
-    result = _blank(updates, n)
-    clients = list(range(n))
-    if mixing is not None:
-        clients = np.flatnonzero(mixing.any(axis=0)).tolist()
-        mixing = mixing[:, clients]
-        if (np.count_nonzero(mixing, axis=1) == 1).all():  # a selection
-            clients, mixing = [clients[place] for place in mixing.argmax(axis=1)], None
-    reduction = rule.reduction(len(clients) if mixing is None else len(mixing), f)
-    if reduction is not None:
-        centre, wide = -1, False
-        if mixing is not None:
-            seen = gram[np.ix_(clients, clients)]
-            centre = most_central(seen)
-            wide = bool(np.sqrt(squared_distances(seen)[centre].max()) > LONGEST)
-        order_statistic(updates, clients, reduction, result, mixing, centre, wide=wide)
-        return result
-    for block in updates.blocks(clients):
-        rows = block.rows if mixing is None else mixing @ block.rows
-        change = rule.reduce(rows, f)
-        result[block.name].reshape(-1)[block.columns] = flat(updates.reference[block.name], block.columns) + change
-    return result
 
 
 def _blank(updates: Updates, n: int) -> dict[str, NDArray[Any]]:

@@ -34,11 +34,13 @@ class Options(Section):
     `momentum`: factor of a running mean of each participant's updates, which the rule then sees (0: none).
     `reduce_f`: go on with a smaller f where fewer replies came than f needs, instead of skipping the round.
     `weight_cap`: the largest share of the model that weights = "examples" may give to one participant.
+    `device`: where updates are aggregated, by torch's name ("cuda"); by default compiled code does it on the CPU.
     """
 
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     reduce_f: bool = False
     weight_cap: Fraction | None = None
+    device: str | None = None
 
 
 def build_pipeline(rule: str | None, pre: Sequence[str], f: int | None, options: Mapping[str, Any]) -> Pipeline:
@@ -137,6 +139,10 @@ class RobustStrategy(Strategy):
             )
         if own.weight_cap is not None and weights != "examples":
             raise PlanError("strategy.weight_cap: it caps shares by examples; add weights = 'examples', or remove it")
+        if own.device is not None:
+            from astrofed.server.aggregation.passes_torch import TorchPasses
+
+            self.pipeline = replace(self.pipeline, device=TorchPasses(own.device))
         self.options = own
         self._by_examples = weights == "examples"
         self._seed = seed

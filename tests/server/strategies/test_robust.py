@@ -139,7 +139,7 @@ def test_options_are_the_rules() -> None:
         ({"rule": "Multi_Krum"}, "strategy.f: required by multi-krum"),
         (
             {"rule": "krum", "f": 1, "options": {"keep": 2}},
-            "strategy.keep: unknown key for 'krum'; valid keys: momentum, ",
+            "strategy.keep: unknown key for 'krum'; valid keys: device, momentum, ",
         ),
         ({"rule": "multi-krum", "f": 1, "options": {"kep": 2}}, "strategy.kep: unknown key .* did you mean 'keep'"),
         ({"rule": "multi-krum", "f": 1, "options": {"keep": 0}}, "strategy.keep: .*greater than or equal to 1"),
