@@ -91,8 +91,9 @@ class Adaptive(Flat):
 
     def end_step(self, of_step: float, expected: float, random: Randomness) -> None:
         """Move the norm by what the noisy count says."""
-        noise = self.count_noise(of_step, expected) * float(random.normal(1)[0])
-        share = min(max(0.5 + (self._count + noise) / expected, 0.0), 1.0)
+        count = torch.tensor(self._count, dtype=torch.float64)
+        noisy = float(random.hidden(count, self.count_noise(of_step, expected)))
+        share = min(max(0.5 + noisy / expected, 0.0), 1.0)
         self.norm *= math.exp(-self.RATE * (share - self._quantile))
         self._count = 0.0
 

@@ -103,10 +103,7 @@ def clipped_sum(model: nn.Module, units: Population, chosen: Chosen, clipping: F
 
 
 class _NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
-    """Opacus' optimiser for sums that are clipped already, with noise from our own generator.
-
-    Noise is added in float64, and the sum rounded to the parameter's type.
-    """
+    """Opacus' optimiser for sums that are clipped already, with noise from our own generator."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, mechanism: Mechanism, expected: float, random: Randomness):
         super().__init__(
@@ -121,9 +118,7 @@ class _NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
         """Add noise to the sum of clipped gradients; the result lies in each parameter's `grad`."""
         multiplier = self._clipping.noise_multiplier(self.noise_multiplier, self.expected_batch_size)
         for parameter in self.params:
-            noise = torch.from_numpy(self._random.normal(parameter.numel())).view_as(parameter)
-            total = parameter.summed_grad.double() + multiplier * self._clipping.norm * noise
-            parameter.grad = total.to(parameter.dtype)
+            parameter.grad = self._random.hidden(parameter.summed_grad, multiplier * self._clipping.norm)
 
 
 def _optimizer(

@@ -1,11 +1,13 @@
 """Randomness for privacy: uniform and Gaussian numbers from a cryptographic generator (ChaCha20, keyed by the OS).
 
 Which rows a step samples and the noise on its gradients must not be predictable, so neither comes from torch's or
-numpy's generators. Gaussian numbers are made by Box and Muller's transform in float64, each the scaled sum of four
-(Holohan & Braghin 2021, arXiv:2107.10138): inverting the floating-point arithmetic of one number to see through the
-noise (Mironov 2012; Jin et al. 2022) becomes infeasible. What is added to them is rounded to the model's precision
-afterwards. This is not exact sampling: tails end at 12 standard deviations, and the guarantee holds up to the rounding
-of float64.
+numpy's generators. Gaussian numbers are made in float64 by Box and Muller's transform of two uniform ones of 52 bits.
+
+The last bits of a float64 noise show through what it is added to (Mironov 2012; Jin et al. 2022, arXiv:2112.05307).
+So what is noisy leaves on a fixed grid, of which 4096 to 8192 steps are a standard deviation (`hidden`). Float64 is off
+by about 2⁻⁴⁰ of such a step; rounding after the noise is added costs no privacy and next to no accuracy. This is not
+exact sampling: tails end at 8.5 standard deviations (2⁻⁵² of the mass), and the probabilities of what leaves are off by
+about 2⁻⁴⁰ for each number, 10⁻⁶ for a million weights together.
 """
 
 import hashlib
@@ -14,10 +16,14 @@ import secrets
 import struct
 
 import numpy as np
+import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from numpy.typing import NDArray
+from torch import Tensor
 
-SUMMED = 4
+GRID_BITS = 12
+_BLOCK = 8192  # pairs that are made at once: in a core's own cache it takes a quarter of the time
+_ONE = np.uint64(0x3FF0000000000000)  # bits of the float64 1.0
 
 
 class Randomness:
@@ -27,18 +33,34 @@ class Randomness:
         self._start(secrets.token_bytes(32))
 
     def uniform(self, count: int) -> NDArray[np.float64]:
-        """Return [count] numbers in [0, 1), multiples of 2⁻⁵³."""
-        stream = self._cipher.update(bytes(8 * count))
-        return np.asarray((np.frombuffer(stream, dtype="<u8") >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
+        """Return [count] numbers in [0, 1), multiples of 2⁻⁵²."""
+        bits = np.frombuffer(bytearray(self._cipher.update(bytes(8 * count))), dtype="<u8").astype(
+            np.uint64, copy=False
+        )
+        bits >>= np.uint64(12)
+        bits |= _ONE
+        numbers: NDArray[np.float64] = bits.view(np.float64)
+        numbers -= 1.0
+        return numbers
 
     def normal(self, count: int) -> NDArray[np.float64]:
         """Return [count] standard normal numbers."""
-        pairs = SUMMED // 2
-        radius = np.sqrt(-2 * np.log1p(-self.uniform(pairs * count)))
-        angle = 2 * math.pi * self.uniform(pairs * count)
-        both = radius * (np.cos(angle) + np.sin(angle))
-        total: NDArray[np.float64] = both.reshape(pairs, count).sum(axis=0)
-        return total / math.sqrt(SUMMED)
+        found = torch.empty(count, dtype=torch.float64)
+        for start in range(0, count, 2 * _BLOCK):
+            block = found[start : start + 2 * _BLOCK]
+            pairs = (len(block) + 1) // 2
+            numbers = torch.from_numpy(self.uniform(2 * pairs))
+            radius = numbers[:pairs].neg_().log1p_().mul_(-2).sqrt_()
+            angle = numbers[pairs:].mul_(2 * math.pi)
+            torch.mul(radius, angle.cos(), out=block[:pairs])
+            block[pairs:] = radius.mul_(angle.sin_())[: len(block) - pairs]
+        return found.numpy()
+
+    def hidden(self, values: Tensor, deviation: float) -> Tensor:
+        """Return `values` with Gaussian noise of a standard deviation, on the grid and in their own type."""
+        noisy = torch.from_numpy(self.normal(values.numel())).view_as(values).mul_(deviation).add_(values)
+        step = 2.0 ** (math.floor(math.log2(deviation)) - GRID_BITS)
+        return noisy.div_(step).round_().mul_(step).to(values.dtype)
 
     def _start(self, key: bytes) -> None:
         self._cipher = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from astrofed.client.privacy.noise import Randomness, UnsafeSeededRandomness
+from astrofed.client.privacy.noise import GRID_BITS, Randomness, UnsafeSeededRandomness
 
 MANY = 400_000
 
@@ -60,3 +60,38 @@ def test_only_the_one_called_unsafe_can_be_repeated() -> None:
 @pytest.mark.parametrize("count", [0, 1])
 def test_as_many_as_asked_for(count: int) -> None:
     assert Randomness().normal(count).shape == Randomness().uniform(count).shape == (count,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("deviation", [1.0, 0.3, 7e-4, 5e3])
+def test_hidden_numbers_have_the_noise_asked_for_and_keep_their_type_and_shape(
+    dtype: torch.dtype, deviation: float
+) -> None:
+    values = torch.linspace(-3, 3, MANY).reshape(2, -1).to(dtype) * deviation
+    noisy = UnsafeSeededRandomness(4).hidden(values, deviation)
+    assert noisy.dtype == dtype and noisy.shape == values.shape
+    errors = (noisy.double() - values.double()).flatten().numpy() / deviation
+    assert abs(errors.mean()) < 4 / np.sqrt(MANY) and abs(errors.var() - 1) < 4 * np.sqrt(2 / MANY)
+    assert stats.kstest(errors[:20_000], "norm").pvalue > 1e-3  # more would see the grid
+
+
+@pytest.mark.parametrize("deviation", [1.0, 0.3, 6.5])
+def test_what_leaves_lies_on_one_grid_whatever_was_hidden(deviation: float) -> None:
+    step = 2.0 ** (np.floor(np.log2(deviation)) - GRID_BITS)
+    assert 2**GRID_BITS <= deviation / step < 2 ** (GRID_BITS + 1)
+    random = UnsafeSeededRandomness(5)
+    hidden = [random.hidden(torch.full((1000,), value, dtype=torch.float64), deviation) for value in (0.0, 0.1, 1 / 3)]
+    for noisy in hidden:
+        assert bool((noisy / step == (noisy / step).round()).all())
+
+
+def test_in_plain_float64_last_bits_tell_what_was_hidden() -> None:
+    """Only what was hidden at 0 has bits below 2⁻⁶⁰: one such number tells 0 from 0.1, whatever epsilon is."""
+    zero, tenth = (value + UnsafeSeededRandomness(5).normal(20_000) for value in (0.0, 0.1))
+    assert ((zero * 2.0**60) % 1 != 0).any() and not ((tenth * 2.0**60) % 1 != 0).any()
+
+
+def test_blocks_join_without_a_seam() -> None:
+    """An odd number over several blocks: no value is left out or made twice."""
+    values = UnsafeSeededRandomness(6).normal(50_001)
+    assert len(np.unique(values)) == 50_001 and np.isfinite(values).all()
