@@ -80,7 +80,7 @@ def train_privately(
         for _ in range(event.steps):
             chosen = np.flatnonzero(random.uniform(len(units)) < event.sample_rate)
             for parameter, total in zip(optimizer.params, clipped_sum(model, units, chosen, clipping), strict=True):
-                parameter.grad = total
+                parameter.summed_grad = total
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             clipping.end_step(event.noise_multiplier, expected, random)
@@ -95,11 +95,11 @@ def train_privately(
 
 def clipped_sum(model: nn.Module, units: Population, chosen: Chosen, clipping: Flat) -> list[Tensor]:
     """Return, for each trainable parameter, the sum of the chosen units' gradients, each clipped; zeros for none."""
-    total = [torch.zeros_like(parameter) for parameter in model.parameters() if parameter.requires_grad]
+    total: list[Tensor] = []
     for gradients in units.gradients(model, chosen):
-        for own, more in zip(total, gradients.weighted(clipping.factors(gradients.squares)), strict=True):
-            own += more
-    return total
+        piece = gradients.weighted(clipping.factors(gradients.squares))
+        total = [own.add_(more) for own, more in zip(total, piece, strict=True)] if total else piece
+    return total or [torch.zeros_like(parameter) for parameter in model.parameters() if parameter.requires_grad]
 
 
 class _NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
@@ -113,6 +113,9 @@ class _NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
             expected_batch_size=expected,
         )
         self._clipping, self._random = mechanism.clipping, random
+
+    def accumulate(self) -> None:
+        """Do nothing: sums over micro-batches lie in each parameter's `summed_grad` already."""
 
     def add_noise(self) -> None:
         """Add noise to the sum of clipped gradients; the result lies in each parameter's `grad`."""

@@ -16,7 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from astrofed.client.privacy.gradients import Gradients, Loss, UnitLoss, Units, WrongUnitGradients, without
+from astrofed.client.privacy.gradients import (
+    Gradients,
+    Loss,
+    UnitLoss,
+    Units,
+    WrongUnitGradients,
+    square_lengths,
+    without,
+)
 
 
 class Factored:
@@ -74,38 +82,29 @@ class _Factors:
         outputs: list[Tensor],
         written: dict[str, Tensor],
     ) -> None:
-        every = [*inputs, *outputs, *written.values()]
-        finite = torch.stack([t.reshape(len(t), -1).isfinite().all(dim=1) for t in every]).all(dim=0)
-        if not bool(finite.all()):
-            inputs, outputs = ([without(t, finite) for t in each] for each in (inputs, outputs))
-            written = {name: without(t, finite) for name, t in written.items()}
         terms: dict[int, tuple[Tensor, Tensor | None]] = {}
         for layer, given, output in zip(layers, inputs, outputs, strict=True):
             terms[id(layer.weight)] = (output, given)
             if layer.bias is not None:
                 terms[id(layer.bias)] = (output, None)
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self._terms = [terms[id(p)] if id(p) in terms else written[name] for name, p in named]
-
-    @property
-    def squares(self) -> Tensor:
-        """See `Gradients`."""
-        columns = []
-        for term in self._terms:
-            output, given = term if isinstance(term, tuple) else (term.flatten(1), None)
-            square = output.square().sum(dim=1)
-            columns.append(square if given is None else square * given.square().sum(dim=1))
-        return torch.stack(columns, dim=1)
+        self._terms = [terms[id(p)] if id(p) in terms else (written[name], None) for name, p in named]
+        lengths = {id(t): square_lengths(t) for term in self._terms for t in term if t is not None}
+        columns = [lengths[id(a)] if b is None else lengths[id(a)] * lengths[id(b)] for a, b in self._terms]
+        self.squares = torch.stack(columns, dim=1)
+        finite = self.squares.isfinite().all(dim=1)
+        if not bool(finite.all()):
+            self.squares = without(self.squares, finite)
+            self._terms = [(without(a, finite), None if b is None else without(b, finite)) for a, b in self._terms]
 
     def weighted(self, factors: Tensor) -> list[Tensor]:
         """See `Gradients`."""
         sums = []
-        for term, factor in zip(self._terms, factors.unbind(1), strict=True):
-            if isinstance(term, Tensor):
-                sums.append(torch.einsum("u,u...", factor, term))
+        for (output, given), factor in zip(self._terms, factors.unbind(1), strict=True):
+            if given is None:
+                sums.append(torch.einsum("u,u...", factor, output))
             else:
-                output, given = term
-                sums.append(factor @ output if given is None else (output * factor[:, None]).T @ given)
+                sums.append((output * factor[:, None]).T @ given)
         return sums
 
 

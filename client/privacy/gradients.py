@@ -41,13 +41,12 @@ class WrittenOut:
     """Gradients in full: for each trainable parameter [unit, *parameter]. Those that are not finite are zeros."""
 
     def __init__(self, gradients: list[Tensor]) -> None:
-        finite = torch.stack([g.reshape(len(g), -1).isfinite().all(dim=1) for g in gradients]).all(dim=0)
-        self.gradients = gradients if bool(finite.all()) else [without(g, finite) for g in gradients]
-
-    @property
-    def squares(self) -> Tensor:
-        """See `Gradients`."""
-        return torch.stack([g.reshape(len(g), -1).square().sum(dim=1) for g in self.gradients], dim=1)
+        self.gradients = gradients
+        self.squares = torch.stack([square_lengths(g) for g in gradients], dim=1)
+        finite = self.squares.isfinite().all(dim=1)
+        if not bool(finite.all()):
+            self.gradients = [without(g, finite) for g in gradients]
+            self.squares = without(self.squares, finite)
 
     def weighted(self, factors: Tensor) -> list[Tensor]:
         """See `Gradients`."""
@@ -107,6 +106,11 @@ def gradient(value: Tensor, weights: list[nn.Parameter]) -> list[Tensor]:
         return [torch.zeros_like(weight) for weight in weights]
     found = torch.autograd.grad(value, weights, allow_unused=True)
     return [torch.zeros_like(w) if g is None else g for g, w in zip(found, weights, strict=True)]
+
+
+def square_lengths(rows: Tensor) -> Tensor:
+    """Return [unit]: the squared length of each unit's part of [unit, …]."""
+    return torch.linalg.vector_norm(rows, dim=tuple(range(1, rows.ndim))).square() if rows.ndim > 1 else rows.square()
 
 
 def without(rows: Tensor, kept: Tensor) -> Tensor:
