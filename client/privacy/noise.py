@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 GRID_BITS = 12
-_BLOCK = 8192  # pairs that are made at once: in a core's own cache it takes a quarter of the time
+_BLOCK = 16384  # numbers that are made at once: in a core's own cache it takes a quarter of the time
 _ONE = np.uint64(0x3FF0000000000000)  # bits of the float64 1.0
 
 
@@ -45,22 +45,26 @@ class Randomness:
 
     def normal(self, count: int) -> NDArray[np.float64]:
         """Return [count] standard normal numbers."""
-        found = torch.empty(count, dtype=torch.float64)
-        for start in range(0, count, 2 * _BLOCK):
-            block = found[start : start + 2 * _BLOCK]
-            pairs = (len(block) + 1) // 2
-            numbers = torch.from_numpy(self.uniform(2 * pairs))
-            radius = numbers[:pairs].neg_().log1p_().mul_(-2).sqrt_()
-            angle = numbers[pairs:].mul_(2 * math.pi)
-            torch.mul(radius, angle.cos(), out=block[:pairs])
-            block[pairs:] = radius.mul_(angle.sin_())[: len(block) - pairs]
-        return found.numpy()
+        pairs = (count + 1) // 2
+        numbers = torch.from_numpy(self.uniform(2 * pairs))
+        radius = numbers[:pairs].neg_().log1p_().mul_(-2).sqrt_()
+        angle = numbers[pairs:].mul_(2 * math.pi)
+        cosine = angle.cos().mul_(radius)
+        angle.sin_().mul_(radius)
+        radius.copy_(cosine)
+        found: NDArray[np.float64] = numbers.numpy()[:count]
+        return found
 
     def hidden(self, values: Tensor, deviation: float) -> Tensor:
         """Return `values` with Gaussian noise of a standard deviation, on the grid and in their own type."""
-        noisy = torch.from_numpy(self.normal(values.numel())).view_as(values).mul_(deviation).add_(values)
         step = 2.0 ** (math.floor(math.log2(deviation)) - GRID_BITS)
-        return noisy.div_(step).round_().mul_(step).to(values.dtype)
+        found = torch.empty_like(values, memory_format=torch.contiguous_format)
+        flat, into = values.reshape(-1), found.view(-1)
+        for start in range(0, len(flat), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            noise = torch.from_numpy(self.normal(len(flat[part]))).mul_(deviation / step)
+            into[part] = noise.add_(flat[part], alpha=1 / step).round_().mul_(step)
+        return found
 
     def _start(self, key: bytes) -> None:
         self._cipher = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
