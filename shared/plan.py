@@ -99,6 +99,8 @@ class Privacy(Section):
     def _one_of(self) -> Self:
         if (self.epsilon is None) == (self.noise_multiplier is None):
             raise ValueError("give exactly one of epsilon and noise_multiplier")
+        if self.clipping != "adaptive" and self.clipping_quantile != 0.5:
+            raise ValueError("clipping_quantile is for clipping = 'adaptive'; set that, or leave the quantile out")
         return self
 
     @field_validator("sampling", mode="before")

@@ -14,6 +14,7 @@ from astrofed.client.privacy.noise import Randomness
 from astrofed.shared.plan import Privacy
 
 _ROUNDING = 1e-5  # float32 norms are off by less than this share: clipping to a little less keeps the bound itself
+_LONGEST = 1e20  # clipping norms; longer gradients, which only broken data have, count nothing
 
 
 class Flat:
@@ -50,11 +51,11 @@ class PerLayer(Flat):
         self._member = torch.tensor([[float(layer == name) for name in names] for layer in layers])
 
     def factors(self, squares: Tensor) -> Tensor:
-        """See `Flat`; a layer whose length is not a number takes its unit's other layers with it."""
+        """See `Flat`; a layer that counts nothing takes its unit's other layers with it."""
         member = self._member.to(squares)
         lengths = torch.stack([squares[:, column].sum(dim=1) for column in member.T.bool()], dim=1).sqrt()
         factors = _shrink(lengths, self.norm / math.sqrt(member.shape[1]))
-        return torch.where(lengths.isfinite().all(dim=1, keepdim=True), factors, 0.0) @ member.T
+        return torch.where((factors > 0).all(dim=1, keepdim=True), factors, 0.0) @ member.T
 
 
 class Adaptive(Flat):
@@ -109,5 +110,6 @@ def make_clipping(privacy: Privacy, model: nn.Module) -> Flat:
 
 
 def _shrink(lengths: Tensor, norm: float) -> Tensor:
+    """0 where a length is not finite, or so large that float32 has no exact factor for it."""
     factors = (norm * (1 - _ROUNDING) / lengths).clamp(max=1.0)
-    return torch.where(lengths.isfinite(), factors, 0.0)
+    return torch.where(lengths < norm * _LONGEST, factors, 0.0)

@@ -8,7 +8,7 @@ find a norm far below that of the sum it bounds; such layers, and all that are n
 out.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from astrofed.client.privacy.gradients import (
+    Form,
     Gradients,
     Loss,
     UnitLoss,
@@ -27,7 +28,7 @@ from astrofed.client.privacy.gradients import (
 )
 
 
-class Factored:
+class Factored(Form):
     """Units' gradients with those of linear layers as factors; made for a model, a loss and units of one shape."""
 
     def __init__(self, model: nn.Module, loss: UnitLoss, unit: Units) -> None:
@@ -39,9 +40,16 @@ class Factored:
         """Whether any layer's gradient need not be written out."""
         return bool(self._layers)
 
+    def numbers(self, model: nn.Module) -> int:
+        """See `Form`."""
+        layers = self._linear(model)
+        weights = sum(parameter.numel() for layer in layers for parameter in layer.parameters())
+        factors = sum(layer.in_features + layer.out_features for layer in layers)
+        return super().numbers(model) - weights + factors
+
     def __call__(self, model: nn.Module, batch: Units, loss: UnitLoss) -> Gradients:
-        """Return the gradients of the units in `batch`; a RuntimeError says that the model can't be vectorised."""
-        layers = [model.get_submodule(name) for name in self._layers]
+        """See `Form`."""
+        layers = self._linear(model)
         own = {id(p) for layer in layers for p in layer.parameters()}
         rest = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad and id(p) not in own}
         module = Loss(model, loss)
@@ -51,7 +59,7 @@ class Factored:
             inputs: dict[int, Tensor] = {}
 
             def tap(layer: nn.Module, given: Tensor, output: Tensor) -> Tensor:
-                index = layers.index(layer)
+                index = [id(each) for each in layers].index(id(layer))
                 if index in inputs or given.numel() != given.shape[-1]:
                     raise WrongUnitGradients(f"a unit passes layer {self._layers[index]!r} more often than at first")
                 inputs[index] = given.flatten()
@@ -64,11 +72,15 @@ class Factored:
             return value, [inputs[index] for index in range(len(layers))]
 
         count, dtype = len(batch[0]), next(model.parameters()).dtype
-        zeros = [torch.zeros(count, int(layer.out_features), dtype=dtype) for layer in layers]  # type: ignore[arg-type]
+        zeros = [torch.zeros(count, layer.out_features, dtype=dtype) for layer in layers]
         with torch.no_grad():
             per_unit = vmap(grad(one, argnums=(0, 1), has_aux=True), in_dims=(0, None, 0), randomness="different")
             (outputs, written), inputs = per_unit(zeros, rest, batch)
         return _Factors(model, layers, inputs, outputs, written)
+
+    def _linear(self, model: nn.Module) -> list[nn.Linear]:
+        found = (model.get_submodule(name) for name in self._layers)
+        return [layer for layer in found if isinstance(layer, nn.Linear)]
 
 
 class _Factors:
@@ -77,7 +89,7 @@ class _Factors:
     def __init__(
         self,
         model: nn.Module,
-        layers: list[nn.Module],
+        layers: list[nn.Linear],
         inputs: list[Tensor],
         outputs: list[Tensor],
         written: dict[str, Tensor],
@@ -89,7 +101,7 @@ class _Factors:
                 terms[id(layer.bias)] = (output, None)
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self._terms = [terms[id(p)] if id(p) in terms else (written[name], None) for name, p in named]
-        lengths = {id(t): square_lengths(t) for term in self._terms for t in term if t is not None}
+        lengths = {id(t): _squares(t) for term in self._terms for t in term if t is not None}
         columns = [lengths[id(a)] if b is None else lengths[id(a)] * lengths[id(b)] for a, b in self._terms]
         self.squares = torch.stack(columns, dim=1)
         finite = self.squares.isfinite().all(dim=1)
@@ -100,12 +112,18 @@ class _Factors:
     def weighted(self, factors: Tensor) -> list[Tensor]:
         """See `Gradients`."""
         sums = []
-        for (output, given), factor in zip(self._terms, factors.unbind(1), strict=True):
+        for (output, given), exact in zip(self._terms, factors.unbind(1), strict=True):
+            factor = exact.to(output.dtype)
             if given is None:
                 sums.append(torch.einsum("u,u...", factor, output))
             else:
                 sums.append((output * factor[:, None]).T @ given)
         return sums
+
+
+def _squares(rows: Tensor) -> Tensor:
+    """[unit] of [unit, …], in double precision: one factor of a product may be as short as the other is long."""
+    return square_lengths(rows.double() if rows.ndim == 2 else rows).double()
 
 
 def _single_rows(model: nn.Module, loss: UnitLoss, unit: Units) -> list[str]:
@@ -146,7 +164,7 @@ Tap = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 @contextmanager
-def _tapped(layers: list[nn.Module], tap: Tap) -> Iterator[None]:
+def _tapped(layers: Sequence[nn.Module], tap: Tap) -> Iterator[None]:
     def hook(layer: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
         return tap(layer, given[0] if given else named["input"], output)
 

@@ -5,6 +5,7 @@ model does with its batch axis: time axes folded into it, losses with physics te
 Which form a model takes is tried on the first units; each has to give what differentiating one unit alone gives.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
@@ -53,19 +54,35 @@ class WrittenOut:
         return [torch.einsum("u,u...", f, g) for f, g in zip(factors.unbind(1), self.gradients, strict=True)]
 
 
-class Together:
+class Form(ABC):
+    """A way to units' gradients."""
+
+    @abstractmethod
+    def __call__(self, model: nn.Module, batch: Units, loss: UnitLoss) -> Gradients:
+        """Return the gradients of the units in `batch`, of which there is at least one.
+
+        Raises:
+            RuntimeError, WrongUnitGradients: the model can't be differentiated in this way.
+        """
+
+    def numbers(self, model: nn.Module) -> int:
+        """Return how many numbers a unit's gradient takes in memory."""
+        return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+class Together(Form):
     """Units' gradients by vectorising the gradient of one unit (`torch.func`)."""
 
     def __call__(self, model: nn.Module, batch: Units, loss: UnitLoss) -> WrittenOut:
-        """Return the gradients of the units in `batch`; a RuntimeError says that the model can't be vectorised."""
+        """See `Form`."""
         return WrittenOut(unit_gradients(model, batch, loss))
 
 
-class OneByOne:
+class OneByOne(Form):
     """Units' gradients one unit after the other: for models that change tensors in place or branch on their values."""
 
     def __call__(self, model: nn.Module, batch: Units, loss: UnitLoss) -> WrittenOut:
-        """Return the gradients of the units in `batch`."""
+        """See `Form`."""
         weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
         found = []
         for index in range(len(batch[0])):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from astrofed.client.privacy.factored import Factored
 from astrofed.client.privacy.gradients import (
+    Form,
     Gradients,
     OneByOne,
     Together,
@@ -26,7 +27,7 @@ from astrofed.client.privacy.gradients import (
 
 Chosen = NDArray[np.intp]
 P = TypeVar("P")
-IN_MEMORY = 256 * 2**20  # bytes of written-out gradients at once, where the plan doesn't say how many units
+IN_MEMORY = 256 * 2**20  # bytes of gradients at once, where the plan doesn't say how many units
 CLOSE = 1e-3  # relative; forms of gradients that differ by more are not of the same thing
 
 
@@ -48,20 +49,24 @@ class Rows:
     def __init__(self, tensors: Units, loss: UnitLoss, micro_batch: int | None = None) -> None:
         """`micro_batch`: units whose gradients are taken at once."""
         self._tensors, self._loss, self._micro_batch = tensors, loss, micro_batch
-        self._form: Factored | Together | OneByOne | None = None
+        self._form: Form | None = None
 
     def __len__(self) -> int:
         return len(self._tensors[0])
 
     def gradients(self, model: nn.Module, chosen: Chosen) -> Iterator[Gradients]:
         """See `Population`."""
-        size = self._micro_batch or max(1, IN_MEMORY // _bytes(model))
+        if not len(chosen):
+            return
+        form = self._form = self._form or cheapest_form(model, self._batch(chosen[:2]), self._loss)
+        fits = IN_MEMORY // max(1, form.numbers(model) * next(model.parameters()).element_size())
+        size = self._micro_batch or max(1, fits)
         for start in range(0, len(chosen), size):
-            rows = torch.from_numpy(chosen[start : start + size])
-            batch = tuple(tensor[rows] for tensor in self._tensors)
-            if self._form is None:
-                self._form = cheapest_form(model, batch, self._loss)
-            yield self._form(model, batch, self._loss)
+            yield form(model, self._batch(chosen[start : start + size]), self._loss)
+
+    def _batch(self, chosen: Chosen) -> Units:
+        rows = torch.from_numpy(chosen)
+        return tuple(tensor[rows] for tensor in self._tensors)
 
 
 class Parts(Generic[P]):
@@ -85,7 +90,7 @@ class Parts(Generic[P]):
             yield WrittenOut([own[None] for own in total])
 
 
-def cheapest_form(model: nn.Module, batch: Units, loss: UnitLoss) -> Factored | Together | OneByOne:
+def cheapest_form(model: nn.Module, batch: Units, loss: UnitLoss) -> Form:
     """Return the cheapest form of gradients that is right for the model, tried on up to two units of `batch`.
 
     In a network of convolutions writing gradients out together took 1.4 to 1.6 times plain training's time, one by one
@@ -117,7 +122,7 @@ def padded(keys: NDArray[np.str_]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(rows), torch.from_numpy(counted)
 
 
-def _agrees(form: Factored | Together, model: nn.Module, few: Units, loss: UnitLoss) -> bool:
+def _agrees(form: Form, model: nn.Module, few: Units, loss: UnitLoss) -> bool:
     """Whether the first unit's gradient is that of differentiating it alone; without dropout, which would differ."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -131,7 +136,3 @@ def _agrees(form: Factored | Together, model: nn.Module, few: Units, loss: UnitL
     first[0] = 1.0
     same = zip(found.weighted(first), alone.gradients, strict=True)
     return all(float((a - b[0]).norm()) <= CLOSE * float(b[0].norm()) + 1e-12 for a, b in same)
-
-
-def _bytes(model: nn.Module) -> int:
-    return max(1, sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad))

@@ -14,6 +14,7 @@ from astrofed.shared.overrides import BadOverride
 from astrofed.shared.plan import Named, Plan, PlanError, Section, Strategy, check_options, load_plan, plan_from_json
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+PRIVATE = {"unit": "planet", "epsilon": 8, "delta": 1e-5}
 
 
 def mapping(**changes: Any) -> dict[str, Any]:
@@ -83,6 +84,10 @@ def test_a_plan_can_not_be_changed() -> None:
         ({"participants": [{"name": "a", "data": "d", "role": "evaluate"}]}, "none has role = 'train'"),
         ({"mode": "single"}, "mode 'single' takes one training participant, the plan has 2"),
         ({"privacy": {"delta": 1e-5, "unit": "planet"}}, "privacy: give exactly one of epsilon and noise_multiplier"),
+        ({"privacy": {**PRIVATE, "clipping": "layers"}}, r"privacy\.clipping: .*'flat', 'per-layer' or 'adaptive'"),
+        ({"privacy": {**PRIVATE, "clipping_quantile": 0.9}}, "clipping_quantile is for clipping = 'adaptive'"),
+        ({"privacy": {**PRIVATE, "micro_batch": 0}}, r"privacy\.micro_batch: .*greater than or equal to 1"),
+        ({"privacy": {**PRIVATE, "sampling": "shuffled"}}, r"privacy\.sampling: .*Poisson.*leave the key out"),
     ],
 )
 def test_a_mistake_is_named_with_key_value_and_mend(changes: dict[str, Any], words: str) -> None:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from astrofed.client.privacy.accounting import Event, epsilon
 from astrofed.client.privacy.clipping import Adaptive, Flat, PerLayer, make_clipping
-from astrofed.client.privacy.dpsgd import Mechanism, train_privately
+from astrofed.client.privacy.dpsgd import Mechanism, clipped_sum, train_privately
+from astrofed.client.privacy.factored import Factored
 from astrofed.client.privacy.gradients import Units
 from astrofed.client.privacy.noise import Randomness, UnsafeSeededRandomness
 from astrofed.client.privacy.units import Rows
@@ -59,7 +61,7 @@ def test_no_unit_counts_for_more_than_the_norm(kind: str, squares: list[float]) 
     given_ = torch.tensor([squares, [1.0, 0.0, 0.0, 0.0]])
     factors = KINDS[kind]().factors(given_)
     assert factors.shape == (2, 4) and bool(factors.isfinite().all()) and bool((factors >= 0).all())
-    if not given_[0].sum().isfinite():
+    if not bool(given_[0].isfinite().all()):
         assert not bool(factors[0].any())
     else:
         assert float((factors[0].double().square() * given_[0].double()).sum()) <= 2.0**2
@@ -149,3 +151,19 @@ def test_steps_of_adaptive_clipping_stay_within_the_norm_of_each_step() -> None:
             stepped(torch.cat((others, torch.tensor([r]))), Adaptive(1.0, 0.5), noise=1e-9) for r in (row, [0.0, 0.0])
         )
         assert float((one - other).norm()) * 10 <= 1.0
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e20])
+def test_factors_of_a_product_may_be_as_short_as_the_others_are_long(scale: float) -> None:
+    """Squared in float32 the short factor would be 0, and a gradient of length 1 would pass a clipping norm of 0.1."""
+    layer = nn.Linear(2, 2, bias=False)
+    rows, slopes = torch.tensor([[scale, 0.0]]), torch.tensor([[1 / scale, 0.0]])
+
+    def loss(model: nn.Module, batch: Units) -> Tensor:
+        value: Tensor = (model(batch[0]) * batch[1]).sum()
+        return value
+
+    units = Rows((rows, slopes), loss)
+    (total,) = clipped_sum(layer, units, np.array([0]), Flat(0.1))
+    assert isinstance(units._form, Factored)
+    assert float(total.norm()) == pytest.approx(0.1, rel=1e-4)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 
 from astrofed.client.privacy import gradients
+from astrofed.client.privacy import units as units_
 from astrofed.client.privacy.factored import Factored
 from astrofed.client.privacy.gradients import OneByOne, Together, Units, WrittenOut, WrongUnitGradients, unit_gradients
 from astrofed.client.privacy.units import Rows, cheapest_form
@@ -207,7 +208,7 @@ def test_each_units_gradient_is_that_of_a_loop_whatever_others_are_in_the_batch(
         one[index] = 1.0
         assert relative(found.weighted(one), expected[index]) <= (1e-5 if dtype is torch.float32 else 1e-12)
         lengths = torch.stack([gradient.square().sum() for gradient in expected[index]])
-        torch.testing.assert_close(squares[index], lengths, rtol=1e-4, atol=1e-5 * float(lengths.sum()))
+        torch.testing.assert_close(squares[index].to(dtype), lengths, rtol=1e-4, atol=1e-5 * float(lengths.sum()))
 
 
 @pytest.mark.parametrize("micro_batch", [None, 1, 2])
@@ -220,6 +221,17 @@ def test_micro_batches_hold_every_chosen_unit_once(case: str, micro_batch: int |
     assert [len(part.squares) for part in parts] == ([1, 1] if micro_batch == 1 else [2])
     sums = [part.weighted(torch.ones_like(part.squares)) for part in parts]
     assert relative([sum(each[1:], each[0]) for each in zip(*sums, strict=True)], expected) <= 1e-5
+
+
+def test_by_default_no_more_gradients_are_held_than_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide, convolved = made(lambda: MLP(3, 2, hidden=(64,)), torch.float32), made(Folded, torch.float32)
+    numbers = sum(parameter.numel() for parameter in convolved.parameters())
+    monkeypatch.setattr(units_, "IN_MEMORY", 2 * 4 * numbers)
+    sizes = [len(part.squares) for part in Rows(SERIES, squared).gradients(convolved, np.arange(5))]
+    assert sizes == [2, 2, 1]
+    monkeypatch.setattr(units_, "IN_MEMORY", 4 * sum(parameter.numel() for parameter in wide.parameters()))
+    factored = [len(part.squares) for part in Rows(TABLE, squared).gradients(wide, np.arange(5))]
+    assert factored == [2, 2, 1]  # a gradient takes as much as the factors of almost three
 
 
 def test_only_layers_passed_once_whose_weights_go_nowhere_else_are_factored() -> None:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +15,8 @@ def planets(temperatures_k: list[float], radii: list[float], given: list[list[in
     logs = torch.log10(torch.tensor([temperatures_k, radii], dtype=torch.float64)).T
     mask = torch.tensor(given, dtype=torch.float32)
     targets = ((logs - torch.from_numpy(TARGET_CENTRE)) / torch.from_numpy(TARGET_WIDTH)).float() * mask
-    return Planets(torch.zeros(len(given), 16), targets, mask, logs[:, 0])
+    names = np.arange(len(given)).astype(np.str_)
+    return Planets(torch.zeros(len(given), 16), targets, mask, logs[:, 0], names)
 
 
 def test_errors_are_in_kelvin_earth_radii_dex_and_widths() -> None:
