@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
+from astrofed.client.privacy import noise
 from astrofed.client.privacy.noise import GRID_BITS, Randomness, UnsafeSeededRandomness
 
 MANY = 400_000
@@ -91,7 +92,11 @@ def test_in_plain_float64_last_bits_tell_what_was_hidden() -> None:
     assert ((zero * 2.0**60) % 1 != 0).any() and not ((tenth * 2.0**60) % 1 != 0).any()
 
 
-def test_blocks_join_without_a_seam() -> None:
-    """An odd number over several blocks: no value is left out or made twice."""
-    values = UnsafeSeededRandomness(6).normal(50_001)
-    assert len(np.unique(values)) == 50_001 and np.isfinite(values).all()
+def test_every_number_of_a_large_tensor_is_hidden_by_noise_of_its_own() -> None:
+    """Over several blocks, the last with an odd number: none is left out, none has another's noise."""
+    count = 3 * noise._BLOCK + 1
+    noisy = UnsafeSeededRandomness(6).hidden(torch.zeros(count, dtype=torch.float64), 1.0)
+    assert int((noisy == 0).sum()) < count / 2**GRID_BITS
+    blocks = noisy[:-1].reshape(3, -1)
+    assert float((torch.corrcoef(blocks) - torch.eye(3)).abs().max()) < 4 / np.sqrt(noise._BLOCK)
+    assert float(noisy[-1]) != 0
