@@ -142,6 +142,47 @@ def test_two_backward_calls_halve_the_step() -> None:
     assert close(sums[0], sums[1]) and close(sums[0], sums[2])
 
 
+@pytest.mark.parametrize("mode", ["hooks", "functorch", "ew", "ghost"])
+def test_micro_batches_under_poisson_sampling_are_refused_or_in_ghost_mode_silently_wrong(mode: str) -> None:
+    rows, labels = drawn(8, 3), torch.tensor([0, 1] * 4)
+
+    def step(pieces: int) -> Tensor:
+        with torch_seeded(1):
+            model = nn.Linear(3, 2)
+        before, criterion = parameters(model)[0].detach().clone(), nn.CrossEntropyLoss()
+        wrapped, at, *rest = PrivacyEngine().make_private(
+            module=model,
+            optimizer=torch.optim.SGD(model.parameters(), lr=1.0),
+            criterion=criterion,
+            data_loader=torch.utils.data.DataLoader(torch.utils.data.TensorDataset(rows, labels), batch_size=8),
+            noise_multiplier=0.0,
+            max_grad_norm=0.01,
+            grad_sample_mode=mode,
+        )
+        loss = rest[0] if mode == "ghost" else criterion
+        for inputs, targets in zip(rows.chunk(pieces), labels.chunk(pieces), strict=True):
+            loss(wrapped(inputs), targets).backward()
+        at.step()
+        return parameters(model)[0].detach() - before
+
+    whole = step(1)
+    if mode == "ghost":
+        assert float((step(2) - whole).norm()) > 0.1 * float(whole.norm())
+    else:
+        with pytest.raises((ValueError, RuntimeError), match=r"grad accumulation|accumulates the gradients"):
+            step(2)
+
+    def cross_entropy(model: nn.Module, batch: Units) -> Tensor:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    with torch_seeded(1):
+        plain = nn.Linear(3, 2)
+    for micro_batch in (8, 4, 3):
+        units = Rows((rows, labels), cross_entropy, micro_batch)
+        found = -clipped_sum(plain, units, np.arange(8), Flat(0.01))[0] / 8
+        torch.testing.assert_close(found, whole, rtol=1e-3, atol=1e-7)
+
+
 def test_an_empty_batch_breaks_expanded_weights() -> None:
     nothing = ROWS[:0], TARGETS[:0]
     with pytest.raises(RuntimeError, match="Batch size must be positive"):
