@@ -94,7 +94,7 @@ def cheapest_form(model: nn.Module, batch: Units, loss: UnitLoss) -> Form:
     """Return the cheapest form of gradients that is right for the model, tried on up to two units of `batch`.
 
     In a network of convolutions writing gradients out together took 1.4 to 1.6 times plain training's time, one by one
-    1.8 to 4; in a wide perceptron 46 and 18 times, factored 1.5 (one thread).
+    1.8 to 4; in a wide perceptron 46 and 18 times, factored 1.8 (one thread, noise left out).
     """
     few = tuple(tensor[:2] for tensor in batch)
     factored = Factored(model, loss, tuple(tensor[:1] for tensor in few))

@@ -22,6 +22,7 @@ from astrofed.client.tasks.datacube_scales import ConstantVariable
 from astrofed.shared.models.base import Model, build_model
 from astrofed.shared.plan import Plan, load_plan
 from astrofed.simulations.bundled import resolve_bundled
+from astrofed.simulations.simulate import simulate
 from astrofed.simulations.synthetic import synthetic_world
 
 Store = Callable[[Cube], Path]
@@ -349,3 +350,14 @@ def test_a_private_world_has_a_budget(store: Store, tmp_path: Path) -> None:
     task.train(model, task.statistics(), TrainInstruction(1, 1))
     with pytest.raises(BudgetSpent, match="left"):
         open_site(path, private(rounds=1, name="another"), home=home).summary()
+
+
+def test_private_worlds_federate_without_any_statistics_of_theirs(store: Store, tmp_path: Path) -> None:
+    """All that a run needs of a world goes through the noise: pooled scales are the public ones."""
+    sites = [{"name": name, "data": str(store(small_world(seed)))} for seed, name in enumerate("ab", 1)]
+    unseen = {"name": "unseen", "data": str(store(small_world(3))), "role": "evaluate"}
+    given = private(participants=[*sites, unseen], rounds=2, engine={"threads": 1})
+    result = simulate(given, out=tmp_path / "run")
+    assert [(spent.participant, spent.unit) for spent in result.privacy] == [("a", "world"), ("b", "world")]
+    assert all(0.99 * 8 <= spent.epsilon <= 8 for spent in result.privacy)
+    assert np.isfinite(result.metrics["loss"]) and np.isfinite(result.metrics["unseen/loss"])
