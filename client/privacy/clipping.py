@@ -68,12 +68,12 @@ class Adaptive(Flat):
     """
 
     RATE = 0.2  # of the norm's logarithm, as there
-    COUNT_NOISE = 1 / 20  # of the expected number of units, as there; but never less than the step's noise multiplier,
-    # so that the sum's noise is raised by 15 % at most
+    COUNT_NOISE = 1 / 20  # of the expected number of units, as there
+    FARTHEST = 1e6  # times the first norm, or its inverse: where units have no gradients at all, it would go to 0
 
     def __init__(self, norm: float, quantile: float) -> None:
         super().__init__(norm)
-        self._quantile = quantile
+        self._quantile, self._first = quantile, norm
         self._count = 0.0  # not clipped less clipped, halved
 
     def factors(self, squares: Tensor) -> Tensor:
@@ -87,7 +87,10 @@ class Adaptive(Flat):
         return 1 / math.sqrt(1 / of_step**2 - 1 / (2 * self.count_noise(of_step, expected)) ** 2)
 
     def count_noise(self, of_step: float, expected: float) -> float:
-        """Return the standard deviation of the noise on the count."""
+        """Return the standard deviation of the noise on the count.
+
+        It is never less than the step's noise multiplier, so that the sum's noise is raised by 16 % at most.
+        """
         return max(self.COUNT_NOISE * expected, of_step)
 
     def end_step(self, of_step: float, expected: float, random: Randomness) -> None:
@@ -95,7 +98,8 @@ class Adaptive(Flat):
         count = torch.tensor(self._count, dtype=torch.float64)
         noisy = float(random.hidden(count, self.count_noise(of_step, expected)))
         share = min(max(0.5 + noisy / expected, 0.0), 1.0)
-        self.norm *= math.exp(-self.RATE * (share - self._quantile))
+        moved = self.norm * math.exp(-self.RATE * (share - self._quantile))
+        self.norm = min(max(moved, self._first / self.FARTHEST), self._first * self.FARTHEST)
         self._count = 0.0
 
 

@@ -137,14 +137,17 @@ def _single_rows(model: nn.Module, loss: UnitLoss, unit: Units) -> list[str]:
         for name, layer in model.named_modules()
         if type(layer) is nn.Linear and all(p.requires_grad for p in layer.parameters())
     }
+    weights = [p for layer in named.values() for p in layer.parameters()]
     rows: dict[int, int] = {}
+    strange: set[int] = set()  # layers that were run on other weights than their own, as `functional_call` can do
 
     def detached(layer: nn.Module, given: Tensor, _: Tensor) -> Tensor:
         rows[id(layer)] = rows.get(id(layer), 0) + given.numel() // given.shape[-1]
+        if not {id(p) for p in (layer.weight, layer.bias) if p is not None} <= {id(p) for p in weights}:
+            strange.add(id(layer))
         bias = layer.bias.detach() if isinstance(layer.bias, Tensor) else None
         return nn.functional.linear(given, layer.weight.detach(), bias)  # type: ignore[operator]
 
-    weights = [p for layer in named.values() for p in layer.parameters()]
     if not weights:
         return []
     with torch.enable_grad(), _tapped(list(named.values()), detached):
@@ -155,7 +158,9 @@ def _single_rows(model: nn.Module, loss: UnitLoss, unit: Units) -> list[str]:
     return [
         name
         for name, layer in named.items()
-        if rows.get(id(layer)) == 1 and not {id(p) for p in layer.parameters()} & (elsewhere | tied)
+        if rows.get(id(layer)) == 1
+        and id(layer) not in strange
+        and not {id(p) for p in layer.parameters()} & (elsewhere | tied)
     ]
 
 

@@ -34,9 +34,8 @@ class Randomness:
 
     def uniform(self, count: int) -> NDArray[np.float64]:
         """Return [count] numbers in [0, 1), multiples of 2⁻⁵²."""
-        bits = np.frombuffer(bytearray(self._cipher.update(bytes(8 * count))), dtype="<u8").astype(
-            np.uint64, copy=False
-        )
+        stream = bytearray(self._cipher.update(bytes(8 * count)))
+        bits = np.frombuffer(stream, dtype="<u8").astype(np.uint64, copy=False)
         bits >>= np.uint64(12)
         bits |= _ONE
         numbers: NDArray[np.float64] = bits.view(np.float64)

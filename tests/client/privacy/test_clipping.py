@@ -134,6 +134,14 @@ def test_the_norm_comes_to_the_quantile_of_the_units_gradients(quantile: float, 
     assert clipping.norm == pytest.approx(expected, rel=0.15)
 
 
+def test_without_any_gradients_the_norm_stays_above_nothing() -> None:
+    clipping, random = Adaptive(1.0, 0.5), UnsafeSeededRandomness(8)
+    for _ in range(500):
+        clipping.factors(torch.zeros(100, 1))
+        clipping.end_step(1.0, 100.0, random)
+    assert clipping.norm == 1e-6
+
+
 def test_absurd_units_move_the_norm_no_more_than_any_others() -> None:
     """Whatever one unit's gradient is, its vote is ± ½."""
     norms = []

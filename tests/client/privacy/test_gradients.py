@@ -244,6 +244,13 @@ def test_only_layers_passed_once_whose_weights_go_nowhere_else_are_factored() ->
 
     assert Factored(model, penalised, unit)._layers == ["once", "bare"]
 
+    def on_half_the_weights(model: nn.Module, batch: Units) -> Tensor:
+        halves = {name: weight / 2 for name, weight in model.named_parameters()}
+        value: Tensor = (functional_call(model, halves, (batch[0],)) - batch[1]).square().sum()
+        return value
+
+    assert not Factored(model, on_half_the_weights, unit).worthwhile
+
 
 def test_a_layer_passed_otherwise_than_at_first_is_noticed() -> None:
     class Moody(MLP):
