@@ -35,10 +35,9 @@ class Factored(Form):
         """`unit`: one unit [1, …], on which is seen how often each layer is passed and where its weights go."""
         self._layers = _single_rows(model, loss, unit)
 
-    @property
-    def worthwhile(self) -> bool:
-        """Whether any layer's gradient need not be written out."""
-        return bool(self._layers)
+    def worthwhile(self, model: nn.Module) -> bool:
+        """Whether most of a gradient need not be written out; for less, vectorising the whole is faster."""
+        return 2 * self.numbers(model) <= super().numbers(model)
 
     def numbers(self, model: nn.Module) -> int:
         """See `Form`."""

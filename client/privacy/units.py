@@ -93,12 +93,12 @@ class Parts(Generic[P]):
 def cheapest_form(model: nn.Module, batch: Units, loss: UnitLoss) -> Form:
     """Return the cheapest form of gradients that is right for the model, tried on up to two units of `batch`.
 
-    In a network of convolutions writing gradients out together took 1.4 to 1.6 times plain training's time, one by one
+    In a network of convolutions writing gradients out together took 1.4 to 2.1 times plain training's time, one by one
     1.8 to 4; in a wide perceptron 46 and 18 times, factored 1.8 (one thread, noise left out).
     """
     few = tuple(tensor[:2] for tensor in batch)
     factored = Factored(model, loss, tuple(tensor[:1] for tensor in few))
-    for form in (factored, Together()) if factored.worthwhile else (Together(),):
+    for form in (factored, Together()) if factored.worthwhile(model) else (Together(),):
         try:
             if _agrees(form, model, few, loss):
                 form(model, few, loss)  # in the mode that the model trains in

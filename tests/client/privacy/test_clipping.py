@@ -164,8 +164,9 @@ def test_steps_of_adaptive_clipping_stay_within_the_norm_of_each_step() -> None:
 @pytest.mark.parametrize("scale", [1e-25, 1.0, 1e20])
 def test_factors_of_a_product_may_be_as_short_as_the_others_are_long(scale: float) -> None:
     """Squared in float32 the short factor would be 0, and a gradient of length 1 would pass a clipping norm of 0.1."""
-    layer = nn.Linear(2, 2, bias=False)
-    rows, slopes = torch.tensor([[scale, 0.0]]), torch.tensor([[1 / scale, 0.0]])
+    layer = nn.Linear(8, 8, bias=False)
+    rows, slopes = torch.zeros(1, 8), torch.zeros(1, 8)
+    rows[0, 0], slopes[0, 0] = scale, 1 / scale
 
     def loss(model: nn.Module, batch: Units) -> Tensor:
         value: Tensor = (model(batch[0]) * batch[1]).sum()

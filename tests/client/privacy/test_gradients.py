@@ -158,7 +158,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Units, Loss, type]] = {
     "datacube": (*worlds({}), Together),
     "datacube with physics": (*worlds(PHYSICS), Together),
     "folded time": (Folded, SERIES, squared, Together),
-    "linear layers of all kinds": (Spread, TABLE, squared, Factored),
+    "linear layers of all kinds": (Spread, TABLE, squared, Together),
     "slopes": (lambda: MLP(3, 2, hidden=(8,)), TABLE, smooth, Together),
     "slopes by autograd": (lambda: MLP(3, 2, hidden=(8,)), TABLE, smooth_by_autograd, OneByOne),
     "second order": (lambda: MLP(3, 2, hidden=(8,)), SETS, after_a_step, Together),
@@ -201,14 +201,17 @@ def test_each_units_gradient_is_that_of_a_loop_whatever_others_are_in_the_batch(
     expected, count = looped(model, units, loss), len(units[0])
     chosen = cheapest_form(model, units, loss)
     assert type(chosen) is form
-    found = chosen(model, units, loss)
-    squares = found.squares
-    for index in range(count):
-        one = torch.zeros_like(squares)
-        one[index] = 1.0
-        assert relative(found.weighted(one), expected[index]) <= (1e-5 if dtype is torch.float32 else 1e-12)
-        lengths = torch.stack([gradient.square().sum() for gradient in expected[index]])
-        torch.testing.assert_close(squares[index].to(dtype), lengths, rtol=1e-4, atol=1e-5 * float(lengths.sum()))
+    factored = Factored(model, loss, tuple(tensor[:1] for tensor in units))
+    for found in [
+        each(model, units, loss) for each in (chosen, *([factored] if factored._layers and form is Together else []))
+    ]:
+        for index in range(count):
+            one = torch.zeros_like(found.squares)
+            one[index] = 1.0
+            assert relative(found.weighted(one), expected[index]) <= (1e-5 if dtype is torch.float32 else 1e-12)
+            lengths = torch.stack([gradient.square().sum() for gradient in expected[index]])
+            squares = found.squares[index].to(dtype)
+            torch.testing.assert_close(squares, lengths, rtol=1e-4, atol=1e-5 * float(lengths.sum()))
 
 
 @pytest.mark.parametrize("micro_batch", [None, 1, 2])
@@ -249,7 +252,7 @@ def test_only_layers_passed_once_whose_weights_go_nowhere_else_are_factored() ->
         value: Tensor = (functional_call(model, halves, (batch[0],)) - batch[1]).square().sum()
         return value
 
-    assert not Factored(model, on_half_the_weights, unit).worthwhile
+    assert Factored(model, on_half_the_weights, unit)._layers == []
 
 
 def test_a_layer_passed_otherwise_than_at_first_is_noticed() -> None:
