@@ -201,10 +201,8 @@ def test_each_units_gradient_is_that_of_a_loop_whatever_others_are_in_the_batch(
     expected, count = looped(model, units, loss), len(units[0])
     chosen = cheapest_form(model, units, loss)
     assert type(chosen) is form
-    factored = Factored(model, loss, tuple(tensor[:1] for tensor in units))
-    for found in [
-        each(model, units, loss) for each in (chosen, *([factored] if factored._layers and form is Together else []))
-    ]:
+    forms = [chosen, Factored(model, loss, tuple(tensor[:1] for tensor in units))]
+    for found in [each(model, units, loss) for each in (forms if form is Together else [chosen])]:
         for index in range(count):
             one = torch.zeros_like(found.squares)
             one[index] = 1.0
