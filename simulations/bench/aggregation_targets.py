@@ -1,6 +1,7 @@
 """What robust aggregation should reach, beside what was measured at one size: of several rules the worst one counts."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from astrofed.simulations.bench.aggregation_result import RuleRow, Size, Worst
 from astrofed.simulations.bench.aggregation_work import CASES, MIXED, PRE
@@ -12,6 +13,7 @@ FLOWER_TIMES: dict[tuple[str, ...], tuple[str, Mapping[int, float]]] = {
 }
 READ_SHARES = {"mean": 0.70, "krum": 0.45}  # at n = 10
 MEGABYTES = 64
+BUSY = 0.1  # cores that other processes may use while two threads are compared with one
 Values = Mapping[str, float | None]
 
 
@@ -35,7 +37,9 @@ def judge(size: Size) -> tuple[Worst, ...]:
     targets.append(_at_least("all rules: >= 3 times ByzFL's faster backend", compared, 3.0))
     free = {row.rule: row.two_threads for row in size.rows if not size.memory_bound(row) and row.two_threads}
     if free or not size.read_bandwidth_two:
-        targets.append(_at_least("two threads: >= 1.6 times one, unless memory is the bound", free, 1.6))
+        target = _at_least("two threads: >= 1.6 times one, unless memory is the bound", free, 1.6)
+        busy = (size.others_two or 0.0) > BUSY  # two threads did not have two cores, so a miss says nothing
+        targets.append(replace(target, met=None) if busy and target.met is False else target)
     if size.n == 10:
         for name, share in READ_SHARES.items():
             title = f"{name}: reads at >= {100 * share:.0f} % of the bandwidth"

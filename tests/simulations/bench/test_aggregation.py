@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from io import StringIO
 
 import numpy as np
@@ -92,6 +93,9 @@ def test_two_threads_are_judged_only_where_memory_allows_them_to_be_faster() -> 
     assert (size.memory_bound(slow), size.memory_bound(fast)) == (False, True)
     assert {t.target: t for t in judge(size)}[title].met is True
     assert title not in {t.target for t in judge(size_with(fast))}
+    missed = size_with(row("krum", two_threads=1.5))
+    for others, met in ((0.05, False), (0.5, None)):
+        assert {t.target: t for t in judge(replace(missed, others_two=others))}[title].met is met
 
 
 def test_reading_is_judged_by_the_bandwidth() -> None:
