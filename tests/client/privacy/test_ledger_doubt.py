@@ -88,11 +88,10 @@ def replaced(home: Path) -> None:
 
 
 def put_back_whole(home: Path) -> None:
-    """What restoring a backup of the folder does: the same bytes in new files."""
+    """What restoring a backup of the folder does: the same bytes in new files, whose inodes are others."""
     shutil.copytree(home, home.with_name("backup"))
     spend(home)
-    shutil.rmtree(home)
-    (home.parent / "taken").touch()  # another file has the inode by now
+    home.rename(home.with_name("spent"))  # removed, its inodes might be given to the new files
     shutil.copytree(home.with_name("backup"), home)
 
 
