@@ -29,7 +29,7 @@ def write_atomically(path: Path, data: bytes, *, flush: bool = True) -> None:
                 os.fsync(file.fileno())
         unfinished.replace(path)
         if flush:
-            _flush_folder(path.parent)
+            flush_folder(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
@@ -64,7 +64,8 @@ def cannot_write(path: Path, error: OSError) -> CannotWrite:
     )
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
+    """See to it that the files in a folder are still found there after a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from astrofed.client.privacy.ledger_rows import Cost
 from astrofed.client.privacy.mistakes import LedgerUnsigned, LedgerUnusable
+from astrofed.shared.files import flush_folder
 
 HEAD, KEY = "ledger.head", "ledger.key"
 
@@ -144,12 +145,3 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
     unfinished.replace(path)
     flush_folder(path.parent)
-
-
-def flush_folder(folder: Path) -> None:
-    """See to it that the files in a folder are still found there after a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from astrofed.client.privacy.ledger_check import check_rows
 from astrofed.client.privacy.ledger_rows import FORMAT, SCHEMA, Book, Row, Stored, add_row, read_rows
-from astrofed.client.privacy.ledger_seal import Head, Seal, flush_folder
+from astrofed.client.privacy.ledger_seal import Head, Seal
 from astrofed.client.privacy.mistakes import (
     LedgerCopied,
     LedgerCut,
@@ -18,6 +18,7 @@ from astrofed.client.privacy.mistakes import (
     LedgerUnsigned,
     LedgerUnusable,
 )
+from astrofed.shared.files import flush_folder
 
 FILE = "ledger.sqlite"
 WAIT_S = 60.0  # for another thread or process that is writing
