@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from astrofed.client.privacy.noise import Randomness
 from astrofed.shared.plan import Privacy
+from astrofed.shared.privacy.noise import Randomness
 
 _ROUNDING = 1e-5  # float32 norms are off by less than this share: clipping to a little less keeps the bound itself
 _LONGEST = 1e20  # clipping norms; longer gradients, which only broken data have, count nothing

@@ -16,13 +16,13 @@ from opacus.optimizers import DPOptimizerFastGradientClipping
 from torch import Tensor, nn
 
 from astrofed.client.privacy.clipping import Flat
-from astrofed.client.privacy.events import Event
-from astrofed.client.privacy.noise import Randomness
 from astrofed.client.privacy.refusals import buffers, check_buffers, check_private
 from astrofed.client.privacy.units import Chosen, Population
 from astrofed.client.task import TrainInstruction
 from astrofed.client.training import TrainingDiverged, learning_rate, make_optimizer
 from astrofed.shared.plan import Training
+from astrofed.shared.privacy.events import Event
+from astrofed.shared.privacy.noise import Randomness
 from astrofed.shared.seeds import torch_seeded
 
 

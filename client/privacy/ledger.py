@@ -24,10 +24,10 @@ against all of these; a coordinator that remembers a site's public key notices t
 from collections.abc import Sequence
 from pathlib import Path
 
-from astrofed.client.privacy.events import Event, Expense
 from astrofed.client.privacy.ledger_rows import Book, Row
 from astrofed.client.privacy.ledger_store import FILE, Store, now
 from astrofed.client.privacy.mistakes import AlreadySettled, BudgetSpent
+from astrofed.shared.privacy.events import Event, Expense
 
 __all__ = ["FILE", "BudgetSpent", "Expense", "Ledger"]
 
@@ -133,7 +133,7 @@ def _row(
 
 
 def _check(spent: Sequence[Event], expense: Expense, budget: float, delta: float) -> None:
-    from astrofed.client.privacy.accounting import epsilon, within  # slow to load, and not needed without a budget
+    from astrofed.shared.privacy.accounting import epsilon, within  # slow to load, and not needed without a budget
 
     if not within([*spent, expense.event], delta, budget):
         before = epsilon(spent, delta)

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from astrofed.client.app import open_task
-from astrofed.client.privacy.accounting import BudgetUnreachable
 from astrofed.client.privacy.dpsgd import sampling
 from astrofed.client.privacy.ledger import Ledger
 from astrofed.client.privacy.mistakes import BudgetSpent
 from astrofed.client.privacy.spending import Forecast, forecast
 from astrofed.client.site import Site
 from astrofed.shared.plan import Plan, PlanError
+from astrofed.shared.privacy.accounting import BudgetUnreachable
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from astrofed.client.privacy.accounting import epsilon
-from astrofed.client.privacy.events import Event
 from astrofed.client.privacy.ledger_rows import Book, Row
+from astrofed.shared.privacy.accounting import epsilon
+from astrofed.shared.privacy.events import Event
 
 USUAL_DELTA = 1e-5  # where no row says at which delta the dataset's epsilon is to be
 

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Iterable
 from dataclasses import asdict, astuple, dataclass, fields, replace
 
-from astrofed.client.privacy.events import Event
+from astrofed.shared.privacy.events import Event
 
 FORMAT = 2  # of the file, as SQLite's user_version
 SCHEMA = f"""

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from astrofed.client.privacy.accounting import epsilon, noise_multiplier_for
-from astrofed.client.privacy.events import Event, Expense
 from astrofed.client.privacy.ledger import Ledger
 from astrofed.client.privacy.mistakes import BudgetSpent
 from astrofed.shared.plan import Plan, Privacy
+from astrofed.shared.privacy.accounting import epsilon, noise_multiplier_for
+from astrofed.shared.privacy.events import Event, Expense
 
 WORTHWHILE = 0.01  # a run begins only where at least this share of the budget is left
 

@@ -14,8 +14,8 @@ import tomli_w
 
 from astrofed.cli import main
 from astrofed.client.data.table import read_table
-from astrofed.client.privacy.accounting import Event, epsilon
 from astrofed.client.privacy.ledger import Expense, Ledger
+from astrofed.shared.privacy.accounting import Event, epsilon
 from astrofed.simulations.bundled import resolve_bundled
 
 DATASET = read_table(resolve_bundled("planets/keck")).fingerprint

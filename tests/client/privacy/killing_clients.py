@@ -18,8 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from astrofed.client.privacy.events import Event, Expense
 from astrofed.client.privacy.ledger import Ledger
+from astrofed.shared.privacy.events import Event, Expense
 
 EXPENSE = Expense("trial", 1, "federated", "f" * 64, "planet", 200, 1.0, Event(1.0, 0.1, 20))
 DELTA = 1e-5

@@ -7,10 +7,10 @@ many rounds it got.
 import sys
 from pathlib import Path
 
-from astrofed.client.privacy import accounting  # noqa: F401 - loaded before the start, not while others already spend
-from astrofed.client.privacy.events import Event, Expense
 from astrofed.client.privacy.ledger import Ledger
 from astrofed.client.privacy.mistakes import BudgetSpent
+from astrofed.shared.privacy import accounting  # noqa: F401 - loaded before the start, not while others already spend
+from astrofed.shared.privacy.events import Event, Expense
 
 home, budget = Path(sys.argv[1]), float(sys.argv[2])
 expense = Expense("trial", 1, "federated", "f" * 64, "planet", 200, 1.0, Event(1.0, 0.1, 20))

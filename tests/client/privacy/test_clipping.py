@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor, nn
 
-from astrofed.client.privacy.accounting import Event, epsilon
 from astrofed.client.privacy.clipping import Adaptive, Flat, PerLayer, make_clipping
 from astrofed.client.privacy.dpsgd import Mechanism, clipped_sum, train_privately
 from astrofed.client.privacy.factored import Factored
 from astrofed.client.privacy.gradients import Units
-from astrofed.client.privacy.noise import Randomness, UnsafeSeededRandomness
 from astrofed.client.privacy.units import Rows
 from astrofed.client.task import TrainInstruction
 from astrofed.shared.models.mlp import MLP
 from astrofed.shared.plan import Privacy, Training
+from astrofed.shared.privacy.accounting import Event, epsilon
+from astrofed.shared.privacy.noise import Randomness, UnsafeSeededRandomness
 
 KINDS = {
     "flat": lambda: Flat(2.0),

@@ -12,17 +12,17 @@ from scipy import stats
 from torch import Tensor, nn
 
 from astrofed.client.privacy import dpsgd
-from astrofed.client.privacy.accounting import Event, epsilon
 from astrofed.client.privacy.clipping import Flat
 from astrofed.client.privacy.dpsgd import Mechanism, sampling, train_privately
 from astrofed.client.privacy.gradients import Units
-from astrofed.client.privacy.noise import Randomness, UnsafeSeededRandomness
 from astrofed.client.privacy.refusals import ClippedTwice, CouplesUnits, KeepsData
 from astrofed.client.privacy.units import Rows
 from astrofed.client.task import TrainInstruction
 from astrofed.client.training import TrainingDiverged
 from astrofed.shared.models.mlp import MLP
 from astrofed.shared.plan import Training
+from astrofed.shared.privacy.accounting import Event, epsilon
+from astrofed.shared.privacy.noise import Randomness, UnsafeSeededRandomness
 from astrofed.shared.seeds import torch_seeded
 
 PLAIN = Training(optimizer="sgd", learning_rate=1.0)

@@ -11,9 +11,9 @@ from threading import Barrier
 import numpy as np
 import pytest
 
-from astrofed.client.privacy.accounting import Event, epsilon
 from astrofed.client.privacy.ledger import FILE, BudgetSpent, Expense, Ledger
 from astrofed.client.privacy.mistakes import AlreadySettled, LedgerUnusable
+from astrofed.shared.privacy.accounting import Event, epsilon
 
 EVENT = Event(1.0, 0.1, 20)
 EXPENSE = Expense(

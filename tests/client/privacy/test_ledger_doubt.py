@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from astrofed.client.privacy.events import Event, Expense
 from astrofed.client.privacy.ledger import FILE, Ledger
 from astrofed.client.privacy.ledger_rows import NAMES, Row
 from astrofed.client.privacy.ledger_seal import HEAD, KEY, Head, Seal
@@ -23,6 +22,7 @@ from astrofed.client.privacy.mistakes import (
     LedgerUnsigned,
     LedgerUnusable,
 )
+from astrofed.shared.privacy.events import Event, Expense
 
 DATASET = "f" * 64
 EXPENSE = Expense("trial", 1, "federated", DATASET, "planet", 200, 1.0, Event(1.0, 0.1, 20))

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from astrofed.client.privacy.accounting import Event, epsilon
 from astrofed.client.privacy.ledger import Ledger
+from astrofed.shared.privacy.accounting import Event, epsilon
 
 HERE = Path(__file__).parent
 

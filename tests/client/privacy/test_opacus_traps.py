@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from astrofed.client.privacy.clipping import Adaptive, Flat
 from astrofed.client.privacy.dpsgd import Mechanism, clipped_sum, train_privately
-from astrofed.client.privacy.events import Event
 from astrofed.client.privacy.gradients import Units, gradient
-from astrofed.client.privacy.noise import Randomness
 from astrofed.client.privacy.refusals import CouplesUnits, check_private
 from astrofed.client.privacy.units import Rows
 from astrofed.client.task import TrainInstruction
 from astrofed.shared.plan import PlanError, Training, load_plan
+from astrofed.shared.privacy.events import Event
+from astrofed.shared.privacy.noise import Randomness
 from astrofed.shared.seeds import torch_seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")

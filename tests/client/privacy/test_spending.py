@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from astrofed.client.privacy.accounting import BudgetUnreachable, Event, epsilon
 from astrofed.client.privacy.ledger import Expense, Ledger
 from astrofed.client.privacy.mistakes import BudgetSpent
 from astrofed.client.privacy.spending import Account, Forecast, forecast
 from astrofed.shared.plan import Plan, Privacy, load_plan
+from astrofed.shared.privacy.accounting import BudgetUnreachable, Event, epsilon
 
 DATASET, DELTA, RATE, STEPS = "f" * 64, 1e-5, 0.1, 10  # STEPS: of a round
 TARGET = Privacy(epsilon=8.0, delta=DELTA, unit="planet")

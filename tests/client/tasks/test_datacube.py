@@ -10,7 +10,6 @@ import torch
 
 from astrofed.client.app import open_task
 from astrofed.client.data.cube import Cube, build_cube, read_cube, write_cube
-from astrofed.client.privacy.accounting import Event, epsilon
 from astrofed.client.privacy.ledger import BudgetSpent
 from astrofed.client.privacy.refusals import WrongPrivacyUnit
 from astrofed.client.site import Site
@@ -21,6 +20,7 @@ from astrofed.client.tasks.datacube_samples import TooFewMonths, VariableNotInCu
 from astrofed.client.tasks.datacube_scales import ConstantVariable
 from astrofed.shared.models.base import Model, build_model
 from astrofed.shared.plan import Plan, load_plan
+from astrofed.shared.privacy.accounting import Event, epsilon
 from astrofed.simulations.bundled import resolve_bundled
 from astrofed.simulations.simulate import simulate
 from astrofed.simulations.synthetic import synthetic_world

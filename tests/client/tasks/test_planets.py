@@ -11,7 +11,6 @@ from torch import nn
 
 from astrofed.client.app import open_task
 from astrofed.client.data.table import build_table, read_table, write_table
-from astrofed.client.privacy.accounting import Event, epsilon
 from astrofed.client.privacy.dpsgd import sampling
 from astrofed.client.privacy.ledger import FILE, BudgetSpent
 from astrofed.client.privacy.refusals import ClippedTwice, CouplesUnits, WrongPrivacyUnit
@@ -20,6 +19,7 @@ from astrofed.client.task import TrainInstruction
 from astrofed.client.tasks.planets import PlanetSurrogate, TooFewPlanets
 from astrofed.shared.models.base import build_model
 from astrofed.shared.plan import Plan, PlanError, load_plan
+from astrofed.shared.privacy.accounting import Event, epsilon
 from astrofed.simulations.bundled import resolve_bundled
 from astrofed.simulations.simulate import simulate
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy import stats
 
-from astrofed.client.privacy import noise
-from astrofed.client.privacy.noise import GRID_BITS, Randomness, UnsafeSeededRandomness
+from astrofed.shared.privacy import noise
+from astrofed.shared.privacy.noise import GRID_BITS, Randomness, UnsafeSeededRandomness
 
 MANY = 400_000
 

@@ -12,8 +12,8 @@ from opacus.accountants import PRVAccountant, RDPAccountant
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from astrofed.client.privacy import accounting
-from astrofed.client.privacy.accounting import (
+from astrofed.shared.privacy import accounting
+from astrofed.shared.privacy.accounting import (
     ORDERS,
     BudgetUnreachable,
     Event,
@@ -21,7 +21,7 @@ from astrofed.client.privacy.accounting import (
     noise_multiplier_for,
     within,
 )
-from astrofed.client.privacy.composition import coarser
+from astrofed.shared.privacy.composition import coarser
 
 HISTORIES = {
     "one kind": [Event(1.0, 0.1, 300)],

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from opacus.accountants.analysis.rdp import compute_rdp
 
-from astrofed.client.privacy.composition import DELTA_ERROR, EPSILON_ERROR, Steps, coarser, composed_epsilon, mesh_width
-from astrofed.client.privacy.events import Event
 from astrofed.shared.errors import UserMistake
+from astrofed.shared.privacy.composition import DELTA_ERROR, EPSILON_ERROR, Steps, coarser, composed_epsilon, mesh_width
+from astrofed.shared.privacy.events import Event
 
 __all__ = ["BudgetUnreachable", "Event", "epsilon", "noise_multiplier_for", "within"]
 
