@@ -11,10 +11,11 @@ class CannotWrite(UserMistake):
     """A file can't be written: the disk is full, or the folder is not writable."""
 
 
-def write_atomically(path: Path, data: bytes, *, flush: bool = True) -> None:
+def write_atomically(path: Path, data: bytes, *, flush: bool = True, private: bool = False) -> None:
     """Write a file under a temporary name and rename it; a reader sees the old file or the new, whoever is killed.
 
-    With `flush` it also outlasts a power cut from now on; that takes milliseconds on most disks.
+    With `flush` it also outlasts a power cut from now on; that takes milliseconds on most disks. A `private` file can
+    be read by its owner alone (mode 0600) at every moment.
 
     Raises:
         CannotWrite: the disk is full or the folder not writable; what was there stays, nothing is left behind.
@@ -22,7 +23,7 @@ def write_atomically(path: Path, data: bytes, *, flush: bool = True) -> None:
     unfinished = path.parent / f".{path.name}.{secrets.token_hex(4)}.unfinished"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:
+        with open(unfinished, "xb", opener=_private_opener if private else None) as file:
             file.write(data)
             file.flush()
             if flush:
@@ -34,6 +35,10 @@ def write_atomically(path: Path, data: bytes, *, flush: bool = True) -> None:
         raise cannot_write(path, error) from error
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _private_opener(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def append_line(path: Path, line: bytes, *, flush: bool = True) -> None:
