@@ -1,12 +1,14 @@
 """A site: one participant's own name, data and home folder, as the client on that machine knows them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from astrofed.client.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -15,13 +17,14 @@ class Site:
 
     `corrupt_inputs` and `corrupt_targets` are set only by simulations, for data-poisoning attacks: they map
     dimensionless training inputs and targets, samples first, to the poisoned ones. `home` is None where nothing may be
-    kept (a dry check).
+    kept (a dry check). `policy` is what the site allows; None only in simulations, where sites do what the plan says.
     """
 
     name: str
     data: Path
     role: Literal["train", "evaluate"] = "train"
     home: Path | None = None
+    policy: "Policy | None" = field(default=None, hash=False)
     corrupt_inputs: "Callable[[Tensor], Tensor] | None" = None
     corrupt_targets: "Callable[[Tensor], Tensor] | None" = None
 
