@@ -43,7 +43,7 @@ def pack(content: RecordDict) -> RecordDict:
         else:
             header.append([name, kind, [[key, _to_json(value)] for key, value in record.items()]])
     blob = b"".join(data)
-    settings = {"format": FORMAT, "header": json.dumps(header, separators=(",", ":"))}
+    settings: dict[str, Any] = {"format": FORMAT, "header": json.dumps(header, separators=(",", ":"))}
     if len(blob) <= INLINE:
         return records.content({NAME: ConfigRecord({**settings, "arrays": blob})})
     array = Array("uint8", (len(blob),), STYPE, blob)
@@ -91,7 +91,7 @@ def settings_of(content: RecordDict, name: str) -> ConfigRecord:
 
 
 def _header(content: RecordDict) -> list[tuple[str, str, list[Any]]]:
-    record = content[NAME] if is_packed(content) else {}
+    record = content.get(NAME)
     if not isinstance(record, ConfigRecord) or record.get("format") != FORMAT:
         raise MalformedPack(f"the content is not packed in format {FORMAT}; both sides need the same release")
     try:
