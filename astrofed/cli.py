@@ -5,7 +5,7 @@ from typing import NoReturn
 
 import typer
 
-from astrofed.commands import bench, client, data, plan, record, run
+from astrofed.commands import bench, client, data, export, plan, record, run
 
 app = typer.Typer(
     name="astrofed",
@@ -19,6 +19,7 @@ app.command(epilog="Example: astrofed train configs/quickstart.toml --mode singl
 app.command(epilog="Example: astrofed plugins")(plan.plugins)
 app.command(epilog="Example: astrofed report runs/quickstart")(record.report)
 app.command(epilog="Example: astrofed verify runs/quickstart")(record.verify)
+app.command(epilog="Example: astrofed export runs/quickstart --onnx climate.onnx")(export.export)
 app.add_typer(plan.app, name="plan")
 app.add_typer(data.app, name="data")
 app.add_typer(client.app, name="client")

@@ -6,8 +6,14 @@ from typing import Self
 from torch import nn
 
 from astrofed.shared import registry
+from astrofed.shared.errors import UserMistake
+from astrofed.shared.models.signature import Input
 from astrofed.shared.plan import Plan, Section, check_options
 from astrofed.shared.seeds import derive_seed, torch_seeded
+
+
+class NoSignature(UserMistake):
+    """A network that doesn't say what its forward takes, so that nothing can be given to it unseen."""
 
 
 class Model(nn.Module, ABC):
@@ -20,6 +26,17 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def from_plan(cls, plan: Plan, options: Section) -> Self:
         """Build the network for a plan; weights are drawn from torch's current generator, which the caller seeds."""
+
+    def signature(self) -> tuple[Input, ...]:
+        """Return what forward takes, in the order of its arguments; `astrofed export` needs it.
+
+        Raises:
+            NoSignature: the class doesn't say.
+        """
+        raise NoSignature(
+            f"{type(self).__name__} doesn't say what its forward takes; give it a method `signature` "
+            "(astrofed.shared.models.signature shows how)"
+        )
 
 
 def build_model(plan: Plan) -> Model:

@@ -5,7 +5,6 @@ and longitude, beside a linear map at full resolution. The climate months of a s
 geological epochs by deep sets. It knows no batch statistics and no grid size; on a sphere it has no seam in longitude.
 """
 
-import math
 from typing import Annotated, Self
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from astrofed.shared.models.base import Model
 from astrofed.shared.models.datacube_layout import SIGMA, DatacubeLayout
 from astrofed.shared.models.layers import Downsample, SigmaLinear, SphereBlock, Upsample, group_norm
+from astrofed.shared.models.signature import Axis, Input
 from astrofed.shared.plan import Plan, Section
 
 
@@ -65,6 +65,15 @@ class DatacubeNet(Model):
             depth=given.depth,
         )
 
+    def signature(self) -> tuple[Input, ...]:
+        """Return state and forcing; exported, latitudes and longitudes come in multiples of the trunk's stride."""
+        batch, epochs, lev = Axis("batch", 2), Axis("geological_time", 2), Axis("lev", 10)
+        grid = (epochs, lev, Axis("lat", 32, multiple=4), Axis("lon", 64, multiple=4))
+        return (
+            Input("state", (batch, len(self.layout.variables), self.layout.months_in, *grid)),
+            Input("forcing", (batch, self.layout.forcings, *grid)),
+        )
+
     def forward(self, state: Tensor, forcing: Tensor) -> Tensor:
         """Map the input months to standardised changes since the last of them.
 
@@ -88,7 +97,8 @@ class DatacubeNet(Model):
         direct = self.linear(x, sigma)
         # The trunk halves latitude and longitude twice. Other grids are continued southward, and go round the globe
         # as often as makes their longitudes a multiple of four; the rounds' mean knows no seam either.
-        rounds = 4 // math.gcd(lon, 4)
+        # Tests that tracing with symbolic sizes can decide, unlike a greatest common divisor.
+        rounds = 1 if lon % 4 == 0 else 2 if lon % 2 == 0 else 4
         if lat % 4:
             x = F.pad(x, (0, 0, 0, -lat % 4, 0, 0), mode="replicate")
         h = self.stem(x.repeat(1, 1, 1, 1, rounds) if rounds > 1 else x)

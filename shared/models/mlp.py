@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from astrofed.shared.models.base import Model
 from astrofed.shared.models.planet_layout import FEATURES, TARGETS
+from astrofed.shared.models.signature import Axis, Input
 from astrofed.shared.plan import Plan, PlanError, Section
 from astrofed.shared.registry import normalise
 
@@ -56,6 +57,10 @@ class MLP(Model):
         if inputs is None or outputs is None:
             raise PlanError(f"model.inputs and model.outputs: the task {plan.task.name!r} doesn't say them; give both")
         return cls(inputs, outputs, hidden=given.hidden)
+
+    def signature(self) -> tuple[Input, ...]:
+        """Return the rows."""
+        return (Input("rows", (Axis("batch", 32), self.inputs)),)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Map rows [batch, feature] to predictions [batch, output], both dimensionless.

@@ -13,7 +13,7 @@ import tomli_w
 
 COMMANDS = (
     "", "simulate", "train", "plan", "plan check", "plugins", "data", "data check", "data describe", "data stats",
-    "client", "client ledger", "bench", "bench engine", "bench aggregation", "report", "verify",
+    "client", "client ledger", "bench", "bench engine", "bench aggregation", "export", "report", "verify",
 )  # fmt: skip
 
 
