@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from astrofed.server.nodes import ask, wait_for_nodes
+from astrofed.server.privacy.conditions import check_statistics
 from astrofed.server.screening import Rejected, pool_statistics, screen_statistics
 from astrofed.shared.errors import UserMistake
 from astrofed.shared.plan import Plan
@@ -98,10 +99,15 @@ def _read(reply: Message, plan: Plan) -> Enrolled | str:
 
 
 def gather_statistics(grid: Grid, plan: Plan, roster: Roster) -> tuple[Statistics, tuple[Quarantine, ...]]:
-    """Ask every node for its statistics and pool them; return also whose statistics were not used, with the reason."""
+    """Ask every node for its statistics and pool them; return also whose statistics were not used, with the reason.
+
+    Raises:
+        StatisticsTell: central privacy doesn't cover them.
+    """
     nodes = list(roster.nodes.values())
     replies = ask(grid, nodes, "query.statistics", {"plan": plan.to_json()}, plan.strategy.timeout_s)
     by_node, rejected = screen_statistics(replies, nodes)
+    check_statistics(plan, {roster.name(node): own for node, own in by_node.items()})
     return pool_statistics(by_node), roster.quarantine(rejected)
 
 

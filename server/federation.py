@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from astrofed.server.checkpoint import Checkpoint, drop_old_checkpoints, load_checkpoint, save_checkpoint
 from astrofed.server.enrolment import Roster, Statistics, statistics_to_json
 from astrofed.server.nodes import GridView
+from astrofed.server.privacy.participation import for_operator
 from astrofed.server.record import RunRecord
 from astrofed.server.screening import Rejected, screen_evaluation, screen_training
 from astrofed.server.strategies.state import restore_state, strategy_state
@@ -119,6 +120,10 @@ class Federation:
         """Do a round's work, then write its checkpoint, then its line: only the line makes it complete."""
         began = time.monotonic()
         entry = work()
+        seconds: float | None = time.monotonic() - began
+        if number and self._discreet:
+            entry = for_operator(self.record.folder, number, seconds or 0.0, entry)
+            seconds = None
         arrays, scalars = strategy_state(self.strategy)
         flush = number == self.plan.rounds or time.monotonic() - self._flushed > FLUSH_S
         checkpoint = Checkpoint(self.model, arrays, scalars)
@@ -127,7 +132,8 @@ class Federation:
             previous=self.record.previous,
             round=number,
             privacy=tuple(self._spent.values()),
-            seconds=round(time.monotonic() - began, 4),
+            central_privacy=getattr(self.strategy, "spent", None) if self._discreet else None,
+            seconds=None if seconds is None else round(time.monotonic() - began, 4),
             checkpoint=name,
             checkpoint_sha256=digest,
             **entry,
@@ -154,7 +160,7 @@ class Federation:
         )
         skipped = None
         metrics: MetricRecord | None = None
-        if len(accepted) < plan.strategy.quorum:
+        if len(accepted) < plan.strategy.quorum and not self._discreet:
             skipped = f"{len(accepted)} usable replies; the quorum is {plan.strategy.quorum}"
         else:
             with self._guard("aggregate_train", number):
@@ -255,8 +261,16 @@ class Federation:
         enrolled = getattr(self.strategy, "enrolled", None)
         if callable(enrolled):
             enrolled(self.roster.nodes)
+        opened = getattr(self.strategy, "opened", None)
+        if callable(opened):
+            opened(self.record.folder, self.record.rounds[-1].central_privacy if self.record.rounds else None)
         self._plan_text = self.plan.to_json()
         self._statistics_text = statistics_to_json(self.statistics)
+
+    @property
+    def _discreet(self) -> bool:
+        """Whether the record must not tell who took part in a round (see `privacy/participation.py`)."""
+        return getattr(self.strategy, "discreet", False) is True
 
     def _note_privacy(self, replies: Iterable[Message]) -> None:
         """Remember what sites say they have spent, also of replies that are not used: it is spent all the same."""

@@ -78,7 +78,7 @@ def kept_out(entry: Round) -> set[str]:
 def matrix(run: Run) -> Matrix | None:
     """Return who was used and who was kept out in which rounds; None before the first round of training is complete."""
     rounds = run.trained
-    if not rounds:
+    if not rounds or run.plan.central_privacy is not None:
         return None
     columns = max(1, min(len(rounds), _MOST_COLUMNS, _MOST_CELLS // len(run.trainers)))
     width = -(-len(rounds) // columns)

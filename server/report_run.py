@@ -73,14 +73,24 @@ def key_facts(run: Run) -> list[tuple[str, str]]:
         ("engine", f"{start.engine}, {plan.engine.workers} worker{'s' * (plan.engine.workers > 1)}"),
         ("seed", str(plan.seed)),
         ("begun", start.time.replace("T", " ").replace("+00:00", " UTC")),
-        ("time in rounds", duration(sum(entry.seconds for entry in run.rounds))),
-        ("arrays moved", size(sum(entry.bytes for entry in run.rounds))),
+        ("time in rounds", duration(sum(entry.seconds or 0.0 for entry in run.rounds))),
+        ("arrays moved", size(sum(entry.bytes or 0 for entry in run.rounds))),
         ("software", ", ".join(f"{name} {version}" for name, version in start.versions.items())),
     ]
     if plan.privacy is not None:
         epsilon, noise = plan.privacy.epsilon, plan.privacy.noise_multiplier
         budget = f"ε ≤ {epsilon:g}" if epsilon is not None else f"noise multiplier {noise:g}"
         facts.insert(4, ("privacy", f"{budget}, δ = {plan.privacy.delta:g} per {plan.privacy.unit}"))
+    if plan.central_privacy is not None:
+        kept = ("time in rounds", "arrays moved")  # they would tell who took part
+        facts = [(label, "not recorded" if label in kept else value) for label, value in facts]
+        facts.insert(
+            4,
+            (
+                "privacy at the server",
+                f"{plan.central_privacy.mechanism}, δ = {plan.central_privacy.delta:g} per participant",
+            ),
+        )
     return facts
 
 

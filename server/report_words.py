@@ -36,6 +36,12 @@ def attacks(run: Run) -> list[str]:
         if participant.attack is None or not run.trained:
             continue
         name = participant.name
+        if run.plan.central_privacy is not None:
+            sentences.append(
+                f"The plan makes {name} attack ({participant.attack.name}): how often its update was used is not "
+                "recorded."
+            )
+            continue
         times_used = sum(name in used(entry) for entry in run.trained)
         times_out = sum(name in kept_out(entry) for entry in run.trained)
         sentences.append(
@@ -69,6 +75,8 @@ def _quality(run: Run, trained: Scores | None) -> str:
 def _participation(run: Run) -> str:
     if not run.trained:
         return ""
+    if run.plan.central_privacy is not None:
+        return "; who took part is not recorded, as privacy at the server asks"
     if all(entry.skipped is not None for entry in run.trained):
         return "; no round changed the model"
     sites, every = run.trainers, _rounds(run.done)
@@ -94,6 +102,12 @@ def _robustness(plan: Plan) -> list[Guarantee]:
 
 def _model_readers(plan: Plan) -> Guarantee:
     who = "readers of the model"
+    if plan.central_privacy is not None:
+        text = (
+            "Differential privacy for each participant as a whole, over all models released, with the ε and δ listed "
+            "under Privacy. Scores on held-out data, numbers of examples and fingerprints are not covered."
+        )
+        return Guarantee(who, True, text)
     if plan.privacy is None:
         text = "No differential privacy: nothing bounds what the model tells of a site's data."
         return Guarantee(who, False, text)

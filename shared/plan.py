@@ -114,6 +114,45 @@ class Privacy(Section):
         return sampling
 
 
+class CentralPrivacy(Section):
+    """Differential privacy at the server, for each participant as a whole, against readers of the models.
+
+    Give `epsilon` (the noise is found) or `noise_multiplier`. For strategy "private-mean", which says what is done.
+    """
+
+    epsilon: Positive | None = None
+    noise_multiplier: Positive | None = None
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    mechanism: Literal["gaussian", "tree"] = "gaussian"
+    """Noise of its own in every round, or noise of a binary tree over the rounds, in which noise adds up slowly."""
+    sampling_rate: Fraction = 1.0
+    """Probability with which a participant is asked in a round ("gaussian"); whom it was is kept secret."""
+    cohorts: Annotated[int, Field(ge=2)] | None = None
+    """Groups of participants that take turns ("tree"); each participant is asked once in as many rounds."""
+    clipping_norm: Positive = 1.0
+    """No participant's update counts for more than this length; with adaptive clipping, the length to begin with."""
+    clipping: Literal["fixed", "adaptive"] = "fixed"
+    clipping_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Adaptive clipping aims at this share of updates that are not clipped."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if (self.epsilon is None) == (self.noise_multiplier is None):
+            raise ValueError("give exactly one of epsilon and noise_multiplier")
+        if self.mechanism == "tree" and self.cohorts is None:
+            raise ValueError("mechanism = 'tree' needs cohorts: in how many groups the participants take turns")
+        if self.mechanism == "tree" and (self.sampling_rate != 1 or self.clipping == "adaptive"):
+            raise ValueError(
+                "mechanism = 'tree' asks by turns and keeps one norm for a whole tree: remove sampling_rate and "
+                "clipping = 'adaptive', or use mechanism = 'gaussian'"
+            )
+        if self.mechanism == "gaussian" and self.cohorts is not None:
+            raise ValueError("cohorts is for mechanism = 'tree'; set that, or use sampling_rate")
+        if self.clipping != "adaptive" and self.clipping_quantile != 0.5:
+            raise ValueError("clipping_quantile is for clipping = 'adaptive'; set that, or leave the quantile out")
+        return self
+
+
 class Strategy(Named):
     """How the server turns replies into the next model: a robust `rule` of ours, or any registered Flower strategy."""
 
@@ -160,6 +199,7 @@ class Plan(Section):
     training: Training = Training()
     physics: Physics = Physics()
     privacy: Privacy | None = None
+    central_privacy: CentralPrivacy | None = None
     strategy: Strategy = Strategy(name="FedAvg")
     engine: Engine = Engine()
     participants: Annotated[tuple[Participant, ...], Field(min_length=1)]

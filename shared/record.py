@@ -43,6 +43,17 @@ class Spent(_Line):
     delta: float
 
 
+class CentralSpent(_Line):
+    """What the models released so far have cost each participant as a whole: (epsilon, delta)-DP at the server."""
+
+    epsilon: float
+    delta: float
+    noise_multiplier: float  # of this round: standard deviation of the noise on the sum of updates, in clipping norms
+    clipping_norm: float  # of this round
+    charges: int  # lines of central_privacy.jsonl that epsilon was composed of
+    charges_sha256: str  # of the last of them
+
+
 class Start(_Line):
     """The first line: who takes part, with which software, on which engine."""
 
@@ -73,7 +84,8 @@ class Round(_Line):
     unseen: dict[str, float] = {}  # mean over participants with role "evaluate"; round 0 also "baseline/…"
     sites: dict[str, dict[str, float]] = {}  # each participant's own evaluation
     privacy: tuple[Spent, ...] = ()
-    seconds: float
-    bytes: int  # of arrays sent and received
+    central_privacy: CentralSpent | None = None  # with it, who took part stands in the operator's file alone
+    seconds: float | None  # None: would tell how many took part
+    bytes: int | None  # of arrays sent and received; None: would tell how many took part
     checkpoint: str  # file in checkpoints/; all but the newest two are deleted as the run goes on
     checkpoint_sha256: str

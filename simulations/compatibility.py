@@ -27,6 +27,10 @@ def check_plan(plan: Plan) -> list[str]:
 
 
 def _privacy(plan: Plan, task: type[Task]) -> list[str]:
+    if plan.privacy is None and plan.central_privacy is not None:
+        return [
+            "no differential privacy at the participants: what an update says of its data is not bounded for the server"
+        ]
     if plan.privacy is None:
         return ["no differential privacy: what a participant's update says of its data is not bounded"]
     if not task.supports_privacy:

@@ -13,7 +13,7 @@ from astrofed.shared.arrays import from_numpy, load_into
 from astrofed.shared.models.base import build_model
 from astrofed.shared.physics import CONSTRAINTS
 from astrofed.shared.plan import Plan
-from astrofed.shared.record import Round, Spent
+from astrofed.shared.record import CentralSpent, Round, Spent
 
 NOT_EVALUABLE = "not evaluable"
 _BASELINE, _PHYSICS = "baseline/", "physics/"
@@ -48,6 +48,11 @@ class RunResult:
     def privacy(self) -> tuple[Spent, ...]:
         """What each participant has spent; empty without differential privacy."""
         return self.rounds[-1].privacy
+
+    @property
+    def central_privacy(self) -> CentralSpent | None:
+        """What the models have cost each participant as a whole; None without privacy at the server."""
+        return self.rounds[-1].central_privacy
 
     @property
     def physics(self) -> dict[str, dict[str, float] | str]:
@@ -89,6 +94,7 @@ class RunResult:
             "baselines": self.baselines,
             "history": [_history(entry) for entry in self.rounds],
             "privacy": [spent.model_dump() for spent in self.privacy],
+            "central_privacy": None if self.central_privacy is None else self.central_privacy.model_dump(),
             "physics": self.physics,
             "model": str(self.model_path),
             "report": str(self.report),

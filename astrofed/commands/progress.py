@@ -79,9 +79,12 @@ def _line(entry: Round, rounds: int) -> str:
     if entry.round == 0:
         scores = _headlines(entry.metrics)
         parts += [f"{escape(name)} {value:.4f}" for name, value in scores.items()]
+    elif entry.central_privacy is not None:
+        parts.append(f"epsilon {entry.central_privacy.epsilon:.3g} for each participant")
     else:
         parts.append(f"{len(entry.accepted)} accepted")
-    parts.append(f"{entry.seconds:.1f} s")
+    if entry.seconds is not None:
+        parts.append(f"{entry.seconds:.1f} s")
     if entry.skipped is not None:
         parts.append(f"[yellow]skipped: {escape(entry.skipped)}[/]")
     for item in entry.quarantined:
@@ -123,6 +126,12 @@ def show_result(console: Console, result: RunResult) -> None:
         for spent in result.privacy:
             table.add_row(escape(spent.participant), f"{spent.epsilon:.3f}", f"{spent.delta:g}", escape(spent.unit))
         console.print(table)
+    if result.central_privacy is not None:
+        whole = result.central_privacy
+        console.print(
+            f"\nall models released: epsilon {whole.epsilon:.3f} at delta {whole.delta:g} "
+            "for each participant as a whole"
+        )
     console.print(f"\nreport: {result.report}\nmodel:  {result.model_path}", soft_wrap=True, markup=False)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from astrofed.shared.plan import Privacy
 from astrofed.shared.privacy.noise import Randomness
+from astrofed.shared.privacy.quantile import QuantileNorm
 
 _ROUNDING = 1e-5  # float32 norms are off by less than this share: clipping to a little less keeps the bound itself
 _LONGEST = 1e20  # clipping norms; longer gradients, which only broken data have, count nothing
@@ -58,49 +59,14 @@ class PerLayer(Flat):
         return torch.where((factors > 0).all(dim=1, keepdim=True), factors, 0.0) @ member.T
 
 
-class Adaptive(Flat):
-    """As `Flat`, with a norm that follows a quantile of the units' gradients (Andrew et al. 2021, arXiv:1905.03871).
-
-    Each step also counts the units that were not clipped. The count is a release: it is taken around one half (a unit
-    moves it by ½ whether it is clipped or not) and divided by the expected, not the drawn, number of units, and it gets
-    noise of its own. The sum's noise is raised so that both together are one Gaussian mechanism of the step's noise
-    multiplier z: z⁻² = z_sum⁻² + (2 σ_count)⁻² (theorem 1 there).
-    """
-
-    RATE = 0.2  # of the norm's logarithm, as there
-    COUNT_NOISE = 1 / 20  # of the expected number of units, as there
-    FARTHEST = 1e6  # times the first norm, or its inverse: where units have no gradients at all, it would go to 0
-
-    def __init__(self, norm: float, quantile: float) -> None:
-        super().__init__(norm)
-        self._quantile, self._first = quantile, norm
-        self._count = 0.0  # not clipped less clipped, halved
+class Adaptive(QuantileNorm, Flat):
+    """As `Flat`, with a norm that follows a quantile of the units' gradients, at a cost that is accounted."""
 
     def factors(self, squares: Tensor) -> Tensor:
         """See `Flat`; also counts."""
         factors = super().factors(squares)
-        self._count += float((factors[:, 0] == 1).sum()) - len(factors) / 2
+        self.count(int((factors[:, 0] == 1).sum()), len(factors))
         return factors
-
-    def noise_multiplier(self, of_step: float, expected: float) -> float:
-        """See `Flat`."""
-        return 1 / math.sqrt(1 / of_step**2 - 1 / (2 * self.count_noise(of_step, expected)) ** 2)
-
-    def count_noise(self, of_step: float, expected: float) -> float:
-        """Return the standard deviation of the noise on the count.
-
-        It is never less than the step's noise multiplier, so that the sum's noise is raised by 16 % at most.
-        """
-        return max(self.COUNT_NOISE * expected, of_step)
-
-    def end_step(self, of_step: float, expected: float, random: Randomness) -> None:
-        """Move the norm by what the noisy count says."""
-        count = torch.tensor(self._count, dtype=torch.float64)
-        noisy = float(random.hidden(count, self.count_noise(of_step, expected)))
-        share = min(max(0.5 + noisy / expected, 0.0), 1.0)
-        moved = self.norm * math.exp(-self.RATE * (share - self._quantile))
-        self.norm = min(max(moved, self._first / self.FARTHEST), self._first * self.FARTHEST)
-        self._count = 0.0
 
 
 def make_clipping(privacy: Privacy, model: nn.Module) -> Flat:

@@ -121,11 +121,12 @@ class DatacubeEmulation(Task):
     def statistics(self) -> dict[str, NDArray[np.float64]]:
         """Return scales [variable, lev] and the ridge's normal equations of the training months alone.
 
-        An unseen world (role "evaluate") contributes nothing, and a private one no more than its number of levels.
+        An unseen world (role "evaluate") contributes nothing, and a private one (its own privacy or the server's) no
+        more than its number of levels.
         """
         if self.site.role != "train":
             return {}
-        if self.plan.privacy is not None:
+        if self.plan.privacy is not None or self.plan.central_privacy is not None:
             return public_scales(self.world.fields.shape[3], self.options.variables)
         world, samples = self.world, self._training_samples()
         before, after = self.options.months_in, self.options.months_out

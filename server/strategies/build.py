@@ -12,6 +12,8 @@ from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from astrofed.server.aggregation.pipeline import Pipeline
 from astrofed.server.aggregation.rules_centre import TrustedReference
+from astrofed.server.privacy.conditions import check_central
+from astrofed.server.strategies.central import PrivateMean, guarantee
 from astrofed.server.strategies.robust import RobustStrategy
 from astrofed.shared import registry
 from astrofed.shared.plan import Plan, PlanError
@@ -29,11 +31,15 @@ def build_strategy(plan: Plan) -> Strategy:
     arguments, and these four are not used: `--set strategy.name=FedAvg` shows what a robust plan is without its rule.
 
     Raises:
-        PlanError: an option is unknown, of the wrong type, or missing; n and f give no guarantee.
+        PlanError: an option is unknown, of the wrong type, or missing; n and f give no guarantee; [central_privacy]
+            could not keep its epsilon.
         UnknownPlugin: a name that no strategy or rule has.
     """
     section = plan.strategy
     cls: type[Strategy] = registry.get("strategies", section.name)
+    check_central(plan)
+    if issubclass(cls, PrivateMean):
+        return cls(plan)
     if section.quorum > len(plan.trainers):
         raise PlanError(f"strategy.quorum: {section.quorum} replies can't come from {len(plan.trainers)} participants")
     if not issubclass(cls, RobustStrategy):
@@ -50,6 +56,8 @@ def build_strategy(plan: Plan) -> Strategy:
 def check_guarantee(plan: Plan) -> list[str]:
     """Return what the plan's strategy guarantees against lying participants (errors as `build_strategy`)."""
     strategy, section, n = build_strategy(plan), plan.strategy, len(plan.trainers)
+    if isinstance(strategy, PrivateMean):
+        return guarantee(plan)
     if not isinstance(strategy, RobustStrategy):
         lines = [
             f"{section.name}: no guarantee against lying participants that astrofed knows of (name = 'robust' has)"

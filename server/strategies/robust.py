@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from astrofed.server.aggregation.base import Combination, Coordinatewise, Floats
 from astrofed.server.aggregation.pipeline import Pipeline
 from astrofed.server.aggregation.rules_centre import TrustedReference
 from astrofed.server.strategies.memory import Momentum, Step
+from astrofed.server.strategies.messages import COUNT, mean_metrics, messages_to, scalars
 from astrofed.server.strategies.shares import capped
 from astrofed.shared import registry
 from astrofed.shared.arrays import from_numpy, to_numpy
@@ -24,7 +25,6 @@ from astrofed.shared.plan import Fraction, Named, OptionsT, PlanError, Section, 
 from astrofed.shared.seeds import derive_seed
 
 DEFAULT_PRE, DEFAULT_RULE = ("arc", "nnm"), "geometric-median"
-COUNT = "num-examples"
 _log = logging.getLogger(__name__)
 
 
@@ -164,7 +164,7 @@ class RobustStrategy(Strategy):
     ) -> Iterable[Message]:
         """Return a train message for every node; remember the model that updates are taken from."""
         self._reference = to_numpy(arrays)
-        return _messages(MessageType.TRAIN, server_round, arrays, config, grid)
+        return messages_to(grid.get_node_ids(), MessageType.TRAIN, server_round, arrays, config)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -174,7 +174,7 @@ class RobustStrategy(Strategy):
         nodes = [reply.metadata.src_node_id for reply in replies]
         self.weights, self.left_out, self.skipped, self.notes = None, {}, None, []
         models: list[Any] = [to_numpy(reply.content.array_records["arrays"]) for reply in replies]
-        metrics = [_scalars(reply.content.metric_records["metrics"]) for reply in replies]
+        metrics = [scalars(reply.content.metric_records["metrics"]) for reply in replies]
         if self.options.momentum:
             names = [self._name(node) for node in nodes]
             self.notes += self._momentum.missing(names)
@@ -191,18 +191,18 @@ class RobustStrategy(Strategy):
         self.left_out = {nodes[index]: reason for index, reason in outcome.left_out.items()}
         if self._uses_last_step():
             self._step.remember(self._reference, outcome.arrays)
-        return from_numpy(outcome.arrays), _mean(metrics, outcome.weights)
+        return from_numpy(outcome.arrays), mean_metrics(metrics, outcome.weights)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Return an evaluate message for every node."""
-        return _messages(MessageType.EVALUATE, server_round, arrays, config, grid)
+        return messages_to(grid.get_node_ids(), MessageType.EVALUATE, server_round, arrays, config)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the mean of the metrics that all replies have, all counting alike."""
-        metrics = [_scalars(reply.content.metric_records["metrics"]) for reply in replies if reply.has_content()]
-        return _mean(metrics, None) if metrics else None
+        metrics = [scalars(reply.content.metric_records["metrics"]) for reply in replies if reply.has_content()]
+        return mean_metrics(metrics, None) if metrics else None
 
     def summary(self) -> None:
         """Log the rule and what it needs."""
@@ -244,23 +244,3 @@ class RobustStrategy(Strategy):
             return None
         counts = np.array([entry[COUNT] for entry in metrics], dtype=np.float64)
         return capped(counts / counts.sum(), self.options.weight_cap)
-
-
-def _messages(kind: str, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
-    config["server-round"] = server_round
-    record = RecordDict({"arrays": arrays, "config": config})
-    return [Message(content=record, message_type=kind, dst_node_id=node) for node in grid.get_node_ids()]
-
-
-def _scalars(record: MetricRecord) -> dict[str, float]:
-    return {key: float(value) for key, value in record.items() if isinstance(value, int | float)}
-
-
-def _mean(metrics: Sequence[Mapping[str, float]], weights: Floats | None) -> MetricRecord:
-    """Return the weighted mean of the metrics that all have, without the counts."""
-    if weights is None or not weights.sum() > 0:
-        weights = np.ones(len(metrics))
-    shares = weights / weights.sum()
-    keys = [key for key in metrics[0] if key != COUNT and all(key in entry for entry in metrics)]
-    pairs = [(share, entry) for share, entry in zip(shares.tolist(), metrics, strict=True) if share]
-    return MetricRecord({key: sum(share * entry[key] for share, entry in pairs) for key in keys})

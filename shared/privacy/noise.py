@@ -56,7 +56,7 @@ class Randomness:
 
     def hidden(self, values: Tensor, deviation: float) -> Tensor:
         """Return `values` with Gaussian noise of a standard deviation, on the grid and in their own type."""
-        step = 2.0 ** (math.floor(math.log2(deviation)) - GRID_BITS)
+        step = grid_step(deviation)
         found = torch.empty_like(values, memory_format=torch.contiguous_format)
         flat, into = values.reshape(-1), found.view(-1)
         for start in range(0, len(flat), _BLOCK):
@@ -67,6 +67,11 @@ class Randomness:
 
     def _start(self, key: bytes) -> None:
         self._cipher = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
+
+
+def grid_step(deviation: float) -> float:
+    """Return the distance of the grid's points for noise of a standard deviation."""
+    return float(2.0 ** (math.floor(math.log2(deviation)) - GRID_BITS))
 
 
 class UnsafeSeededRandomness(Randomness):
