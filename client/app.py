@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from astrofed.client.site import Site
 from astrofed.client.task import Task, TrainInstruction
 from astrofed.shared import records, registry
-from astrofed.shared.arrays import from_state_dict, load_into
+from astrofed.shared.arrays import from_model, load_into
 from astrofed.shared.errors import AstrofedError, UserMistake
 from astrofed.shared.models.base import Model, build_model
 from astrofed.shared.plan import Plan, PlanError, check_options, plan_from_json
@@ -120,7 +120,7 @@ def build_client_app(open_site: OpenSite) -> ClientApp:
         )
         outcome = task.train(model, _pooled(settings), instruction)
         metrics = {**outcome.metrics, "num-examples": outcome.num_examples}
-        return records.content({"arrays": from_state_dict(model.state_dict()), "metrics": _metrics(metrics)})
+        return records.content({"arrays": from_model(model), "metrics": _metrics(metrics)})
 
     def evaluate(message: Message, context: Context) -> RecordDict:
         plan, key, task = prepare(message, context)

@@ -152,9 +152,8 @@ class Federation:
             messages = list(self.strategy.configure_train(number, arrays, self._config(number), view))
         replies = self._send(messages)
         self._note_privacy(replies)
-        asked = {message.metadata.dst_node_id for message in messages}
-        expected = {node: count for node, count in self.roster.num_examples.items() if node in asked}
-        questions = {message.metadata.dst_node_id: message.metadata.message_id for message in messages}
+        questions = {records.receiver(message): message.metadata.message_id for message in messages}
+        expected = {node: count for node, count in self.roster.num_examples.items() if node in questions}
         accepted, rejected = screen_training(
             replies, self.model, expected, questions=questions, max_norm=plan.strategy.max_norm
         )
@@ -168,11 +167,11 @@ class Federation:
             skipped = self._take_over(result)
         weights, left_out = self._shares(accepted) if skipped is None else ({}, [])
         out = {item.node_id for item in left_out}
-        names = [self.roster.name(m.metadata.src_node_id) for m in accepted if m.metadata.src_node_id not in out]
+        kept = [node for node in map(records.sender, accepted) if node not in out]
         entry: dict[str, Any] = {
             "skipped": skipped,
             "notes": self._notes(),
-            "accepted": tuple(names),
+            "accepted": tuple(map(self.roster.name, kept)),
             "weights": weights,
             "quarantined": self.roster.quarantine([*rejected, *left_out]),
             "train_metrics": _scalars(metrics),
@@ -204,7 +203,7 @@ class Federation:
         rejected = [Rejected(node, reason) for node, reason in left_out.items()] if isinstance(left_out, dict) else []
         if not isinstance(shares, dict):
             return {}, rejected
-        nodes = [message.metadata.src_node_id for message in accepted]
+        nodes = [records.sender(message) for message in accepted]
         return {self.roster.name(n): float(shares[n]) for n in nodes if shares.get(n)}, rejected
 
     def _notes(self) -> tuple[str, ...]:
@@ -252,7 +251,7 @@ class Federation:
         """Send messages; return the replies in the order of the participants, whatever order they came in."""
         replies = list(self.grid.send_and_receive(messages, timeout=self.plan.strategy.timeout_s)) if messages else []
         order = {node: index for index, node in enumerate(self.roster.nodes.values())}
-        return sorted(replies, key=lambda reply: order.get(reply.metadata.src_node_id, len(order)))
+        return sorted(replies, key=lambda reply: order.get(records.sender(reply), len(order)))
 
     def _config(self, number: int) -> ConfigRecord:
         return ConfigRecord({"plan": self._plan_text, "statistics": self._statistics_text, "server-round": number})
@@ -340,9 +339,11 @@ def _size(messages: Iterable[Message]) -> int:
     sizes: dict[int, int] = {}
     total = 0
     for message in messages:
-        for record in message.content.values() if message.has_content() else ():
-            if isinstance(record, ArrayRecord):
-                if id(record) not in sizes:
-                    sizes[id(record)] = sum(len(array.data) for array in record.values())
-                total += sizes[id(record)]
+        for record in records.items(message.content).values() if message.has_content() else ():
+            if not isinstance(record, ArrayRecord):
+                continue
+            size = sizes.get(id(record))
+            if size is None:
+                size = sizes[id(record)] = sum([len(array.data) for array in records.items(record).values()])
+            total += size
     return total

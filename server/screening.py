@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from astrofed.server.aggregation.updates import Updates
 from astrofed.shared import records
-from astrofed.shared.arrays import MalformedArray, stored, view
+from astrofed.shared.arrays import Expected, MalformedArray, stored, view
 
 LARGEST = float(np.finfo(np.float32).max)
 """Bound on every value: squares of it, summed over any model, stay within float64."""
@@ -65,17 +65,18 @@ def screen_training(
     """
     usable: dict[int, tuple[Message, ArrayRecord, dict[str, Number]]] = {}
     singles, rejected = _one_each(replies, list(expected))
+    forms = {name: Expected.like(array) for name, array in reference.items()}
     for node, reply in singles.items():
         try:
             if questions is not None and reply.metadata.reply_to_message_id != questions[node]:
                 raise _Unusable("stale: it answers another message than this round's")
             content = _content(reply, "train")
-            arrays = _model(_only(content, ArrayRecord, "arrays"), reference, max_norm)
+            arrays = _model(_only(content, ArrayRecord, "arrays"), reference, forms, max_norm)
             usable[node] = reply, arrays, _training_metrics(_only(content, MetricRecord, "metrics"), expected[node])
         except _Unusable as unusable:
             rejected.append(Rejected(node, str(unusable)))
     told = [metrics for _, _, metrics in usable.values()]
-    shared = [key for key in (told[0] if told else {}) if all(key in metrics for metrics in told)]
+    shared = [key for key in (told[0] if told else {}) if all([key in metrics for metrics in told])]
     accepted = []
     for reply, arrays, metrics in usable.values():
         record = records.metrics({key: metrics[key] for key in shared})
@@ -140,7 +141,7 @@ def _one_each(replies: Iterable[Message], expected: Iterable[int]) -> tuple[dict
     found: dict[int, list[Message]] = {node: [] for node in expected}
     rejected = []
     for reply in replies:
-        node = reply.metadata.src_node_id
+        node = records.sender(reply)
         if node in found:
             found[node].append(reply)
         else:
@@ -163,36 +164,53 @@ def _content(reply: Message, kind: str) -> RecordDict:
         raise _Unusable(_printable(reply.error.reason or "") or f"error {reply.error.code} without a reason")
     if not reply.has_content():
         raise _Unusable("the reply is empty")
-    if str(reply.metadata.message_type).partition(".")[0] != kind:
-        raise _Unusable(f"a reply of type {_printable(str(reply.metadata.message_type))!r}; {kind!r} was asked for")
+    told = reply.metadata.message_type
+    if told != kind and str(told).partition(".")[0] != kind:
+        raise _Unusable(f"a reply of type {_printable(str(told))!r}; {kind!r} was asked for")
     return reply.content
 
 
 def _only(content: RecordDict, kind: type[RecordT], name: str) -> RecordT:
-    found = [record for record in content.values() if isinstance(record, kind)]
+    found = [record for record in records.items(content).values() if isinstance(record, kind)]
     if len(found) != 1:
         raise _Unusable(f"no {name}" if not found else f"{len(found)} records of {name}; exactly one is read")
     return found[0]
 
 
-def _model(record: ArrayRecord, reference: Mapping[str, NDArray[Any]], max_norm: float | None) -> ArrayRecord:
+def _model(
+    record: ArrayRecord,
+    reference: Mapping[str, NDArray[Any]],
+    forms: Mapping[str, Expected],
+    max_norm: float | None,
+) -> ArrayRecord:
     """Return the record's arrays in the order of the model, if they are the model's."""
-    if record.keys() != reference.keys():
-        absent = [name for name in reference if name not in record]
-        unknown = [name for name in record if name not in reference]
+    held = records.items(record)
+    if held.keys() != reference.keys():
+        absent = [name for name in reference if name not in held]
+        unknown = [name for name in held if name not in reference]
         raise _Unusable(f"the arrays are not the model's: absent {_names(absent)}, unknown {_names(unknown)}")
-    model = {}
-    for name, old in reference.items():
-        new = model[name] = _read(record[name], name)
-        if new.shape != old.shape:
-            raise _Unusable(f"array {name!r} has the shape {_printable(str(new.shape))}; the model's is {old.shape}")
-        if new.dtype != old.dtype:
-            raise _Unusable(f"array {name!r} is of type {_printable(str(new.dtype))}; the model's is {old.dtype}")
-        _check_finite(new, name)
-    if max_norm is not None and (norm := _norm(reference, model)) > max_norm:
-        raise _Unusable(f"its update is {norm:.4g} long; the plan allows {max_norm:.4g}")
-    # Array's own dtype and shape are claims; these are what the bytes hold.
-    return records.arrays({name: stored(old.dtype, old.shape, record[name].data) for name, old in reference.items()})
+    whole: dict[str, Array] = {}
+    for name, form in forms.items():
+        array = held[name]
+        if form.fits(array):
+            _check_finite(form.flat(array), name)
+        else:
+            _check_array(_read(array, name), reference[name], name)
+        # Array's own dtype and shape are claims; these are what the bytes hold.
+        whole[name] = stored(form.dtype, form.shape, array.data)
+    if max_norm is not None:
+        model = {name: view(array, name) for name, array in whole.items()}
+        if (norm := _norm(reference, model)) > max_norm:
+            raise _Unusable(f"its update is {norm:.4g} long; the plan allows {max_norm:.4g}")
+    return records.arrays(whole)
+
+
+def _check_array(new: NDArray[Any], old: NDArray[Any], name: str) -> None:
+    if new.shape != old.shape:
+        raise _Unusable(f"array {name!r} has the shape {_printable(str(new.shape))}; the model's is {old.shape}")
+    if new.dtype != old.dtype:
+        raise _Unusable(f"array {name!r} is of type {_printable(str(new.dtype))}; the model's is {old.dtype}")
+    _check_finite(new, name)
 
 
 def _norm(reference: Mapping[str, NDArray[Any]], model: Mapping[str, NDArray[Any]]) -> float:
@@ -219,13 +237,14 @@ def _check_finite(array: NDArray[Any], name: str) -> None:
 def _training_metrics(record: MetricRecord, enrolled: int) -> dict[str, Number]:
     if COUNT not in record:
         raise _Unusable(f"its metrics lack {COUNT!r}")
-    metrics = {key: _number(key, value) for key, value in record.items()}
+    metrics = {key: _number(key, value) for key, value in records.items(record).items()}
     count = metrics[COUNT]
     if count != int(count) or count < 1:
         raise _Unusable(f"{COUNT} is {count}; it must be a positive whole number")
     if count > enrolled:
         raise _Unusable(f"{COUNT} is {count}, but the site enrolled with {enrolled}")
-    return {**metrics, COUNT: enrolled}
+    metrics[COUNT] = enrolled
+    return metrics
 
 
 def _statistics(record: ArrayRecord) -> dict[str, NDArray[np.float64]]:
@@ -253,6 +272,8 @@ def _is_number(value: object) -> bool:
 
 
 def _number(key: str, value: object) -> Number:
+    if type(value) is float and math.isfinite(value):
+        return value
     if isinstance(value, int | float) and _is_number(value):
         return int(value) if isinstance(value, int) else float(value)
     key = _printable(key)

@@ -5,7 +5,7 @@ once. Nothing is ever unpickled.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from io import BytesIO
 from typing import Any, Literal, NamedTuple
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from astrofed.shared import records
 from astrofed.shared.errors import AstrofedError
+from astrofed.shared.slots import Slot, find_slots
 
 NPY = "numpy.ndarray"  # Flower's name for arrays stored as `.npy`
 
@@ -32,7 +33,7 @@ class WrongArrays(AstrofedError):
 
 def from_numpy(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
     """Return Flower's record of named arrays of any shape; C-contiguous bytes, one copy."""
-    made = {}
+    made: dict[str, Array] = {}
     for name, array in arrays.items():
         flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         data = b"".join((_header(array.dtype, array.shape), flat.data))
@@ -43,7 +44,8 @@ def from_numpy(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
 def stored(dtype: np.dtype[Any], shape: tuple[int, ...], data: bytes) -> Array:
     """Return Flower's array of the bytes of a `.npy` file; made and read several times faster than Flower does it."""
     array = _Stored.__new__(_Stored)
-    array.__dict__.update(dtype=_name(dtype), shape=shape, stype=NPY, data=data)
+    inside = array.__dict__
+    inside["dtype"], inside["shape"], inside["stype"], inside["data"] = _name(dtype), shape, NPY, data
     return array
 
 
@@ -54,6 +56,39 @@ def to_numpy(record: ArrayRecord) -> dict[str, NDArray[Any]]:
         MalformedArray: an array's bytes are not a `.npy` file of the size that its header says, or hold objects.
     """
     return {name: view(array, name) for name, array in record.items()}
+
+
+class Expected(NamedTuple):
+    """What the bytes of an array are to be: those that numpy writes for one type and shape, in C order."""
+
+    header: bytes
+    length: int  # of the whole, in bytes
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def like(cls, array: NDArray[Any]) -> "Expected":
+        """Return what an array of that type and shape is stored as."""
+        return cls._of(array.dtype, array.shape)
+
+    @classmethod
+    def _of(cls, dtype: np.dtype[Any], shape: tuple[int, ...]) -> "Expected":
+        header = _header(dtype, shape)
+        return cls(header, len(header) + math.prod(shape) * dtype.itemsize, dtype, shape)
+
+    def fits(self, array: Array) -> bool:
+        """Whether an array's bytes are of this form; where not, they may still hold the same in another."""
+        data = array.data
+        return array.stype == NPY and len(data) == self.length and data.startswith(self.header)
+
+    def flat(self, array: Array) -> NDArray[Any]:
+        """Return a read-only view (values,) into the bytes of an array that fits."""
+        return np.frombuffer(array.data, self.dtype, -1, len(self.header))
+
+    def stacked(self, arrays: Sequence[Array]) -> NDArray[Any]:
+        """Return a copy (arrays, values) of arrays that fit; for small ones, of which looking at each takes longer."""
+        rows = np.frombuffer(b"".join([array.data for array in arrays]), np.uint8).reshape(len(arrays), self.length)
+        return rows[:, len(self.header) :].view(self.dtype)
 
 
 def view(array: Array, name: str) -> NDArray[Any]:
@@ -81,6 +116,19 @@ def from_state_dict(state: Mapping[str, Tensor]) -> ArrayRecord:
     return from_numpy({name: tensor.cpu().numpy() for name, tensor in state.items()})
 
 
+def from_model(model: nn.Module) -> ArrayRecord:
+    """Return Flower's record of a model's parameters and buffers."""
+    slots = find_slots(model)
+    if slots is None:
+        return from_state_dict(model.state_dict())
+    return records.arrays(
+        {
+            slot.name: stored(slot.dtype, slot.shape, b"".join((_header(slot.dtype, slot.shape), slot.data)))
+            for slot in slots
+        }
+    )
+
+
 def load_into(model: nn.Module, record: ArrayRecord) -> None:
     """Copy a record's arrays into a model's parameters and buffers; floats of another width are converted.
 
@@ -88,6 +136,12 @@ def load_into(model: nn.Module, record: ArrayRecord) -> None:
         WrongArrays: names, shapes or types are not the model's.
         MalformedArray: see `to_numpy`.
     """
+    held, slots = records.items(record), find_slots(model)
+    if slots is not None and len(slots) == len(held) and all([_fits(slot, held.get(slot.name)) for slot in slots]):
+        for slot in slots:
+            data = held[slot.name].data
+            slot.data[:] = memoryview(data)[len(data) - slot.data.nbytes :]
+        return
     state = model.state_dict()
     if state.keys() != record.keys():
         absent, extra = sorted(state.keys() - record.keys()), sorted(record.keys() - state.keys())
@@ -99,6 +153,14 @@ def load_into(model: nn.Module, record: ArrayRecord) -> None:
         if array.shape != tensor.shape:
             raise WrongArrays(f"array {name!r} has the shape {array.shape}; the model's is {tuple(tensor.shape)}")
         _copy(array, tensor, name)
+
+
+def _fits(slot: Slot, array: Array | None) -> bool:
+    """Whether an array's bytes are those of a slot behind the header that numpy writes for it."""
+    if array is None or array.stype != NPY:
+        return False
+    header, data = _header(slot.dtype, slot.shape), array.data
+    return len(data) == len(header) + slot.data.nbytes and data.startswith(header)
 
 
 def _copy(array: NDArray[Any], tensor: Tensor, name: str) -> None:

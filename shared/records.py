@@ -7,13 +7,14 @@ Flower can't tell from it.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 Record = ArrayRecord | MetricRecord | ConfigRecord
 RecordT = TypeVar("RecordT", ArrayRecord, MetricRecord, RecordDict)
+Checks = tuple[Callable[[Any], None], Callable[[Any], None]]
 
 _Synced: Any = type(RecordDict().array_records)  # Flower's view of a content's records of one kind
 
@@ -39,19 +40,54 @@ class _Content(RecordDict):
         return _view(self, ConfigRecord)
 
 
-def content(records: Mapping[str, Record]) -> RecordDict:
-    """Return a message's content with these records."""
+def content(records: dict[str, Record]) -> RecordDict:
+    """Return a message's content with these records; it takes over the dictionary."""
     return _filled(_Content, records)
 
 
-def arrays(values: Mapping[str, Array]) -> ArrayRecord:
-    """Return a record of these arrays; Flower's constructor copies each."""
+def arrays(values: dict[str, Array]) -> ArrayRecord:
+    """Return a record of these arrays; it takes over the dictionary. Flower's constructor copies each array."""
     return _filled(ArrayRecord, values)
 
 
-def metrics(values: Mapping[str, int | float]) -> MetricRecord:
-    """Return a record of these numbers (int or float, not bool)."""
+def metrics(values: dict[str, int | float]) -> MetricRecord:
+    """Return a record of these numbers (int or float, not bool); it takes over the dictionary."""
     return _filled(MetricRecord, values)
+
+
+def items(record: Any) -> dict[str, Any]:
+    """Return the dictionary that a record or a content of Flower's keeps, for reading."""
+    held: dict[str, Any] = record.__dict__["_data"]
+    return held
+
+
+def sender(message: Message) -> int:
+    """Return the node that a message came from."""
+    node: int = message.__dict__["_metadata"].__dict__["_src_node_id"]
+    return node
+
+
+def receiver(message: Message) -> int:
+    """Return the node that a message goes to."""
+    node: int = message.__dict__["_metadata"].__dict__["_dst_node_id"]
+    return node
+
+
+def messages(records: RecordDict, kind: str, nodes: Iterable[int]) -> list[Message]:
+    """Return a message of a kind ("train" …) to each node, all with the same content."""
+    made: list[Message] = []
+    for node in nodes:
+        if not made:
+            made.append(Message(records, dst_node_id=node, message_type=kind))
+            first = made[0].metadata
+            continue
+        metadata = type(first).__new__(type(first))
+        metadata.__dict__.update(first.__dict__)
+        metadata.__dict__["_dst_node_id"] = node
+        message = Message.__new__(Message)
+        message.__dict__.update(_metadata=metadata, _content=records, _error=None)
+        made.append(message)
+    return made
 
 
 def with_content(message: Message, records: RecordDict) -> Message:
@@ -82,9 +118,20 @@ def reply(message: Message, records: RecordDict) -> Message:
     return made
 
 
-def _filled(kind: type[RecordT], items: Mapping[str, Any]) -> RecordT:
-    record = kind()
-    record.__dict__["_data"].update(items)
+def _checks(kind: type[Any]) -> Checks:
+    """Return what an empty record of a kind checks keys and values by."""
+    held = kind().__dict__
+    return held["_check_key_fn"], held["_check_value_fn"]
+
+
+_CHECKS: dict[type[Any], Checks] = {kind: _checks(kind) for kind in (ArrayRecord, MetricRecord, _Content)}
+
+
+def _filled(kind: type[RecordT], held: dict[str, Any]) -> RecordT:
+    record = kind.__new__(kind)
+    inside = record.__dict__
+    inside["_check_key_fn"], inside["_check_value_fn"] = _CHECKS[kind]
+    inside["_data"] = held
     return record
 
 

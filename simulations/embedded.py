@@ -104,7 +104,7 @@ class EmbeddedGrid(Grid):
         return reply
 
     def _call(self, message: Message) -> Message:
-        node_id = message.metadata.dst_node_id
+        node_id = records.receiver(message)
         context = self._contexts.get(node_id)
         if context is None:
             return _error_reply(message, f"there is no node {node_id} in this run")

@@ -6,6 +6,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from astrofed.server.aggregation.base import Floats
+from astrofed.shared import records
 
 COUNT = "num-examples"
 
@@ -15,8 +16,7 @@ def messages_to(
 ) -> list[Message]:
     """Return a message of a kind for each node, all with the same record."""
     config["server-round"] = server_round
-    record = RecordDict({"arrays": arrays, "config": config})
-    return [Message(content=record, message_type=kind, dst_node_id=node) for node in nodes]
+    return records.messages(RecordDict({"arrays": arrays, "config": config}), kind, nodes)
 
 
 def scalars(record: MetricRecord) -> dict[str, float]:

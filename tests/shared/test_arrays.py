@@ -17,6 +17,7 @@ from torch import nn
 
 from astrofed.shared.arrays import (
     NPY,
+    Expected,
     MalformedArray,
     WrongArrays,
     from_numpy,
@@ -261,3 +262,22 @@ def test_a_stored_array_is_one_of_flowers() -> None:
     found = array.numpy()
     found += 1  # strategies may work in place: it is a copy
     np.testing.assert_array_equal(array.numpy(), flowers.numpy(), strict=True)
+
+
+@given(ARRAYS)
+def test_what_fits_is_read_without_its_header(array: NDArray[Any]) -> None:
+    form = Expected.like(array)
+    (written,) = from_numpy({"a": array}).values()
+    assert form.fits(written) and form.fits(Array(np.ascontiguousarray(array).reshape(array.shape)))
+    np.testing.assert_array_equal(form.flat(written), array.reshape(-1), strict=True)
+    np.testing.assert_array_equal(form.stacked([written, written]), np.stack([array.reshape(-1)] * 2), strict=True)
+
+
+def test_what_does_not_fit() -> None:
+    array = np.ones((2, 3), np.float32)
+    form = Expected.like(array)
+    (written,) = from_numpy({"a": array}).values()
+    for other in (array.T, array.astype(">f4"), array.astype("f8"), array[:1], np.asfortranarray(array)):
+        assert not form.fits(Array(other))
+    assert not form.fits(Array("float32", (2, 3), "other", written.data))
+    assert not form.fits(Array("float32", (2, 3), NPY, written.data + b"x"))

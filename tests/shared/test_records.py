@@ -77,3 +77,19 @@ def test_a_reply_is_the_one_that_flower_makes(message: Message) -> None:
     for name in times:
         assert mine.metadata.__dict__[name] == pytest.approx(flowers.metadata.__dict__[name], abs=1)
     assert mine.metadata.reply_to_message_id == "asked" and mine.metadata.src_node_id == 3
+
+
+def test_messages_to_many_are_those_that_flower_makes(message: Message) -> None:
+    _, quick = both()
+    made = records.messages(quick, "train", [5, 7, 9])
+    for mine, node in zip(made, (5, 7, 9), strict=True):
+        flowers = Message(quick, dst_node_id=node, message_type="train")
+        created = {"_created_at"}
+        mine_told, flowers_told = (
+            {k: v for k, v in m.metadata.__dict__.items() if k not in created} for m in (mine, flowers)
+        )
+        assert mine_told == flowers_told and mine.content is quick and not mine.has_error()
+        assert (records.receiver(mine), records.sender(mine)) == (node, flowers.metadata.src_node_id)
+    made[0].metadata.__dict__["_message_id"] = "first"
+    assert made[1].metadata.message_id == ""
+    assert records.messages(quick, "train", []) == []

@@ -33,7 +33,7 @@ def test_a_robust_plan_becomes_plain_averaging_by_its_strategys_name_alone() -> 
     """As the demonstration does: rule and f stay in the plan, unused, and `plan check` says so."""
     plan = plan_of(ROBUST, overrides=("strategy.name=FedAvg",))
     strategy = build_strategy(plan)
-    assert type(strategy) is FedAvg
+    assert isinstance(strategy, FedAvg)
     assert (strategy.min_train_nodes, strategy.min_evaluate_nodes, strategy.min_available_nodes) == (1, 1, 1)
     lines = check_guarantee(plan)
     assert lines[0].startswith("FedAvg: no guarantee") and lines[1] == "strategy.rule, strategy.f: not used by FedAvg"
