@@ -108,7 +108,7 @@ def _slot(name: str, holder: dict[str, Tensor | None], key: str, tensor: Tensor)
         array = tensor.detach().numpy()
     except TypeError:  # bfloat16 and its like
         return None
-    data = memoryview(array.reshape(-1).view(np.uint8))
+    data = array.reshape(-1).view(np.uint8).data
     return Slot(
         name, data, array.dtype, array.shape, holder, key, tensor, tensor.data_ptr(), tensor.shape, tensor.dtype
     )
