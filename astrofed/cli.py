@@ -16,7 +16,7 @@ app = typer.Typer(
 )
 app.command(epilog="Example: astrofed simulate configs/quickstart.toml --set rounds=3 --json")(run.simulate)
 app.command(epilog="Example: astrofed train configs/quickstart.toml --mode single --rounds 5")(run.train)
-app.command(epilog="Example: astrofed plugins")(plan.plugins)
+app.command(epilog="Example: astrofed plugins --plugin my_rule.py --test")(plan.plugins)
 app.command(epilog="Example: astrofed report runs/quickstart")(record.report)
 app.command(epilog="Example: astrofed verify runs/quickstart")(record.verify)
 app.command(epilog="Example: astrofed export runs/quickstart --onnx climate.onnx")(export.export)

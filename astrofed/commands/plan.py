@@ -1,5 +1,6 @@
 """`astrofed plan check` and `astrofed plugins`: what a plan would do, and what plans can name."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -43,6 +44,12 @@ def plugins(
     kind: Annotated[
         str | None, typer.Option("--kind", help="Only tasks, models, strategies, rules or attacks.")
     ] = None,
+    test: Annotated[
+        bool, typer.Option("--test", help="Run the contract tests on the classes of the --plugin files.")
+    ] = False,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", help="A plan that names them; tasks, models and strategies need one.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List every task, model, strategy, rule and attack that a plan can name, with where each comes from."""
@@ -54,6 +61,9 @@ def plugins(
 
     if kind is not None and kind not in registry.KINDS:
         raise PlanError(f"--kind {kind!r}: expected one of {', '.join(registry.KINDS)}")
+    if test or plan is not None:
+        _test_plugins(plugin or [], kind, plan, as_json)
+        return
     for file in plugin or []:
         registry.load_plugin_file(file)
     found = [entry for each in registry.KINDS if kind in (None, each) for entry in registry.plugins(each)]
@@ -65,3 +75,23 @@ def plugins(
     for entry in found:
         table.add_row(entry.kind, escape(entry.name), escape(entry.summary), escape(entry.origin))
     console().print(table)
+
+
+def _test_plugins(files: list[Path], kind: str | None, plan: Path | None, as_json: bool) -> None:
+    from astrofed.shared import registry
+    from astrofed.shared.plan import PlanError
+    from astrofed.testing import check_plugin
+
+    if not files:
+        raise PlanError("--test: name the files to test with --plugin FILE; what ships is tested with astrofed itself")
+    found = [entry for file in files for entry in registry.load_plugin_file(file) if kind in (None, entry.kind)]
+    rows = []
+    for entry in found:
+        held = check_plugin(entry.kind, entry.name, plan=plan)
+        rows.append({"kind": entry.kind, "name": entry.name, "holds": held})
+        if not as_json:
+            console().print(f"{entry.kind} {entry.name}", style="bold", highlight=False)
+            for line in held:
+                console().print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+    if as_json:
+        print_json({"tested": rows})
