@@ -76,6 +76,8 @@ class Physics(Section):
     """Weights of the physics residuals in the training loss, by constraint; a constraint left out has no weight."""
 
     weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
+    fixers: tuple[Literal["mass", "hydrostatic", "energy", "water"], ...] = ()
+    """What is corrected in every prediction, in training too, so that a constraint holds."""
 
 
 class Privacy(Section):

@@ -32,7 +32,7 @@ from astrofed.client.site import Site, SiteSummary
 from astrofed.client.task import Statistics, Task, TrainInstruction, TrainOutcome
 from astrofed.client.tasks.datacube_baselines import climatology, persistence, pooled_ridge, ridge, ridge_equations
 from astrofed.client.tasks.datacube_batches import Batch, batches, stack
-from astrofed.client.tasks.datacube_physics import PhysicsTerm, compliance_metrics
+from astrofed.client.tasks.datacube_physics import PhysicsFixers, PhysicsTerm, compliance_metrics
 from astrofed.client.tasks.datacube_samples import (
     Sample,
     TooFewMonths,
@@ -78,6 +78,7 @@ class DatacubeEmulation(Task):
         self._lock = threading.Lock()
         self._world: World | None = None
         self._protection: Protection | None = None
+        self._fixers = PhysicsFixers(plan.physics.fixers, self.options.variables)
         self._physics = PhysicsTerm(plan.physics.weights, self.options.variables) if plan.physics.weights else None
 
     @property
@@ -211,9 +212,13 @@ class DatacubeEmulation(Task):
             targets = (batch.target - batch.last) / scales.change
             if self.site.corrupt_targets is not None:
                 targets = self.site.corrupt_targets(targets)
+            predicted = batch.last + changes * scales.change
+            if self._fixers.names:
+                predicted = self._fixers(world, batch, predicted, scales)
+                changes = (predicted - batch.last) / scales.change
             value = area_loss(changes - targets, world.area)
             if self._physics is not None:
-                value = value + self._physics(world, batch, batch.last + changes * scales.change)
+                value = value + self._physics(world, batch, predicted)
             return value
 
         return loss
@@ -228,7 +233,8 @@ class DatacubeEmulation(Task):
         model.eval()
         for start in range(0, len(samples), EVALUATION_BATCH):
             batch = stack(self.world, samples[start : start + EVALUATION_BATCH], scales)
-            yield from batch.last + self._changes(model, batch) * scales.change
+            predicted = batch.last + self._changes(model, batch) * scales.change
+            yield from self._fixers(self.world, batch, predicted, scales)
 
     def _scored(
         self, scales: Scales, samples: Sequence[Sample], predictions: Sequence[Tensor], *, prefix: str, levels: bool

@@ -1,10 +1,12 @@
-"""Physics for the datacube task: the constraints on predicted months, as a term of the loss and as compliance scores.
+"""Physics for the datacube task: constraints on predicted months as a term of the loss and as scores, and fixers.
 
 Predictions come in learned units and are turned to SI first. A mirrored or turned world is a world on the same grid, so
-its residuals are taken as they are. The dry mass that a prediction must keep is that of its last input month.
+its residuals are taken as they are. The dry mass that a prediction must keep is that of its last input month; budgets
+run from that month to the first predicted one and on from month to month.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,17 +15,26 @@ from torch import Tensor
 from astrofed.client.data.contract import FIELDS
 from astrofed.client.tasks.datacube_batches import Batch
 from astrofed.client.tasks.datacube_samples import Sample, World
-from astrofed.client.tasks.datacube_scales import to_si
+from astrofed.client.tasks.datacube_scales import Scales, to_learned, to_si
 from astrofed.shared.errors import UserMistake
-from astrofed.shared.models.datacube_layout import VARIABLES
+from astrofed.shared.models.datacube_layout import GEOPOTENTIAL, GEOPOTENTIAL_UNIT, VARIABLES
 from astrofed.shared.physics import CONSTRAINTS, TOLERANCES
+from astrofed.shared.physics.budget import MONTH_S
 from astrofed.shared.physics.constraints import NotEvaluable, State, evaluate, missing_fields
-from astrofed.shared.physics.grid import Grid, UnfitGrid
+from astrofed.shared.physics.fixers import CARRIERS, FIXERS, fix, fixer_needs
+from astrofed.shared.physics.grid import UnfitGrid
 from astrofed.shared.physics.mass import dry_mass
+
+STATIC = ("phis",)  # fields that a world gives with its forcing, not as variables
+MONTH_ATTRIBUTE = "month_s"  # of a cube whose months are not those of MONTH_S
 
 
 class ConstraintNotEvaluable(UserMistake):
     """A plan puts weight on a physics constraint that its variables can't be checked for."""
+
+
+class FixerNotEvaluable(UserMistake):
+    """A plan asks for a physics fixer that its variables give nothing to go by."""
 
 
 class PhysicsTerm:
@@ -36,7 +47,7 @@ class PhysicsTerm:
 
     def __init__(self, weights: Mapping[str, float], variables: Sequence[str]) -> None:
         for name, weight in weights.items():
-            missing = missing_fields(name, variables)
+            missing = missing_fields(name, (*variables, *STATIC))
             if missing and weight:
                 raise ConstraintNotEvaluable(
                     f"physics.weights.{name} = {weight:g} needs the variables {', '.join(missing)}, which "
@@ -54,13 +65,62 @@ class PhysicsTerm:
         """
         total = predicted.new_zeros(())
         if self.weights:
-            state = _state(world, predicted, batch.last, [sample.epochs for sample in batch.samples])
+            state = _batch_state(world, batch, predicted)
             for name, weight in self.weights.items():
                 residual = evaluate(name, state)
                 if isinstance(residual, NotEvaluable):
                     raise ConstraintNotEvaluable(f"physics.weights.{name}: {residual.constraint} {residual.reason}")
                 total = total + weight * residual.penalty()
         return total
+
+
+class PhysicsFixers:
+    """The plan's fixers on predictions in learned units: after inverse scaling, by variable name.
+
+    Raises:
+        UnknownFixer: a name is no fixer.
+        FixerNotEvaluable: a fixer needs variables that the task leaves out.
+    """
+
+    def __init__(self, names: Sequence[str], variables: Sequence[str]) -> None:
+        for name in names:
+            missing = fixer_needs(name, (*variables, *STATIC))
+            if missing:
+                raise FixerNotEvaluable(
+                    f"physics.fixers: {name!r} is not evaluable: it needs the variables {', '.join(missing)}, which "
+                    "task.variables leaves out; add them or leave the fixer out"
+                )
+        self.names = tuple(name for name in FIXERS if name in names)
+        carriers = {carrier for name in self.names for carrier in CARRIERS[name]}
+        self.carriers = {name: index for index, name in enumerate(variables) if name in carriers}
+
+    def __call__(self, world: World, batch: Batch, predicted: Tensor, scales: Scales) -> Tensor:
+        """Return predictions [batch, variable, climate_time, geological_time, lev, lat, lon] with carriers corrected.
+
+        One month after the other, so that a budget starts from the corrected month before. What counts as one unit of
+        change is the scales' typical change of a month.
+
+        Raises:
+            UnfitGrid: the world's grid is not global.
+        """
+        if not self.names:
+            return predicted
+        spreads = {name: scales.change[index, 0, 0, :, 0, 0] for name, index in self.carriers.items()}
+        months: list[Tensor] = []
+        known = None
+        for month in range(predicted.shape[2]):
+            last = months[-1] if months else batch.last
+            state = _batch_state(world, batch, predicted[:, :, month : month + 1], last)
+            known = state.dry_mass if known is None else known
+            fixed, missed = fix(replace(state, dry_mass=known), self.names, spreads)
+            if missed:
+                raise FixerNotEvaluable(f"physics.fixers: {missed[0].constraint!r} {missed[0].reason}")
+            columns = list(predicted[:, :, month : month + 1].unbind(1))
+            for name, index in self.carriers.items():
+                values = to_learned(fixed.fields[name], name)
+                columns[index] = values if VARIABLES[name].levels else values[..., None, :, :].expand_as(columns[index])
+            months.append(torch.stack(columns, dim=1))
+        return months[0] if len(months) == 1 else torch.cat(months, dim=2)
 
 
 def compliance_metrics(
@@ -106,7 +166,9 @@ def _tally(
     for sample, prediction in zip(samples, predictions, strict=True):
         scored = list(sample.scored)
         epochs = [sample.epochs[position] for position in scored]
-        state = _state(world, prediction[None, :, :, scored], world.last(sample)[None, :, :, scored], [epochs])
+        phis = world.forcing(sample)[GEOPOTENTIAL, scored][None]
+        last = world.last(sample)[None, :, :, scored]
+        state = _state(world, prediction[None, :, :, scored], last, phis, [epochs])
         for name in CONSTRAINTS:
             residual = evaluate(name, state)
             if not isinstance(residual, NotEvaluable):
@@ -116,14 +178,25 @@ def _tally(
     return {name: (complying, counted, total) for name, (complying, counted, total) in sums.items()}
 
 
-def _state(world: World, predicted: Tensor, last: Tensor, epochs: Sequence[Sequence[int]]) -> State:
-    """The state of predicted months after a last input month, both in learned units with a batch axis in front."""
-    cube = world.cube
-    grid = Grid.of(cube.lev, cube.lat_deg, cube.lon_deg, cube.planet, predicted.dtype)
+def _batch_state(world: World, batch: Batch, predicted: Tensor, last: Tensor | None = None) -> State:
+    epochs = [sample.epochs for sample in batch.samples]
+    return _state(world, predicted, batch.last if last is None else last, batch.forcing[:, GEOPOTENTIAL], epochs)
+
+
+def _state(world: World, predicted: Tensor, last: Tensor, phis: Tensor, epochs: Sequence[Sequence[int]]) -> State:
+    """The state of predicted months after a last month, both in learned units with a batch axis in front.
+
+    `phis` [batch, geological_time, lev, lat, lon] is the forcing's surface geopotential, repeated over lev.
+    """
+    cube, variables = world.cube, world.layout.variables
+    grid = world.grid(predicted.dtype)
     flux = torch.tensor(np.stack([cube.flux_w_m2[list(each)] for each in epochs]), dtype=predicted.dtype)[:, None]
-    before = _fields(last, world.layout.variables)
-    known = dry_mass(before["ps"], before["hus"], grid) if {"ps", "hus"} <= before.keys() else None
-    return State(_fields(predicted, world.layout.variables), grid, flux, known)
+    static = {"phis": phis[:, None, :, 0] * GEOPOTENTIAL_UNIT}
+    first, fields = _fields(last, variables), _fields(predicted, variables)
+    known = dry_mass(first["ps"], first["hus"], grid) if {"ps", "hus"} <= first.keys() else None
+    before = {name: torch.cat((first[name], values[:, :-1]), dim=1) for name, values in fields.items()}
+    interval = float(cube.attributes.get(MONTH_ATTRIBUTE, MONTH_S))
+    return State(fields | static, grid, flux, known, before | static, interval)
 
 
 def _fields(learned: Tensor, variables: Sequence[str]) -> dict[str, Tensor]:

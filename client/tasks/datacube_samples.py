@@ -15,7 +15,8 @@ from torch import Tensor
 from astrofed.client.data.world import Cube
 from astrofed.client.tasks.datacube_scales import Scales, area_weights, learned_fields
 from astrofed.shared.errors import UserMistake
-from astrofed.shared.models.datacube_layout import DatacubeLayout
+from astrofed.shared.models.datacube_layout import GEOPOTENTIAL_UNIT, DatacubeLayout
+from astrofed.shared.physics.grid import Grid
 from astrofed.shared.planet import EARTH_RADIUS
 
 EARTH_ROTATION = 7.2921e-5  # rad s-1
@@ -84,7 +85,19 @@ class World:
         self.epochs, self.months = cube.fields["ta"].shape[:2]
         self.mirrors = bool(np.allclose(cube.lat_deg, -cube.lat_deg[::-1], atol=1e-3))
         self._fixed = torch.from_numpy(_fixed_forcing(cube))
+        self._grids: dict[torch.dtype, Grid] = {}
         self._sunlight = _sunlight_asymmetry(cube) if layout.season == "absorbed sunlight" else None
+
+    def grid(self, dtype: torch.dtype) -> Grid:
+        """Return the world's grid for physics, made at the first use.
+
+        Raises:
+            UnfitGrid: it doesn't cover the sphere.
+        """
+        if dtype not in self._grids:
+            cube = self.cube
+            self._grids[dtype] = Grid.of(cube.lev, cube.lat_deg, cube.lon_deg, cube.planet, dtype)
+        return self._grids[dtype]
 
     def inputs(self, sample: Sample, scales: Scales) -> Tensor:
         """Return [variable, climate_time = months_in, geological_time, lev, lat, lon] as the network wants it."""
@@ -152,7 +165,7 @@ def _fixed_forcing(cube: Cube) -> NDArray[np.float32]:
     per_epoch = (slice(None), None, None, None)
     channels = (
         cube.fields["lsm"][:, :1],
-        cube.fields["phis"][:, :1] / 1e4,
+        cube.fields["phis"][:, :1] / GEOPOTENTIAL_UNIT,
         np.sin(latitude),
         np.cos(latitude),
         sigma,

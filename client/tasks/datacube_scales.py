@@ -20,6 +20,7 @@ from astrofed.shared.errors import AstrofedError, UserMistake
 from astrofed.shared.models.datacube_layout import VARIABLES
 
 MEAN, FIELD, CHANGE = "median:field/mean", "median:field/scale", "median:change/scale"
+SMALLEST = 1e-12  # of quantities that are learned as a power, in SI
 PUBLIC_CHANGE = 0.2  # of a variable's spread from month to month
 
 
@@ -55,6 +56,12 @@ def to_si(learned: Tensor, variables: Sequence[str]) -> Tensor:
         if power != 1.0:
             columns[index] = columns[index].clamp(min=0) ** (1 / power)
     return torch.stack(columns, dim=1)
+
+
+def to_learned(si: Tensor, name: str) -> Tensor:
+    """Turn one variable's values from SI to learned units; a power's slope is finite also at 0."""
+    power = VARIABLES[name].power
+    return si if power == 1.0 else si.clamp(min=SMALLEST) ** power
 
 
 def area_weights(lat_deg: NDArray[np.float64]) -> NDArray[np.float64]:

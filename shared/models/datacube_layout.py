@@ -53,6 +53,8 @@ VARIABLES = {
         Variable("rls", "W/m²", False, -54.0, 24.0),
         Variable("hfss", "W/m²", False, -12.0, 24.0),
         Variable("hfls", "W/m²", False, -64.0, 56.0),
+        Variable("pr", "kg m-2 s-1", False, 0.065, 0.02, power=0.25),
+        Variable("evap", "kg m-2 s-1", False, -2.5e-5, 2.2e-5),
         Variable("alb", "1", False, 0.3, 0.3),
         Variable("sic", "1", False, 0.2, 0.4),
         Variable("clt", "1", False, 0.6, 0.2),
@@ -76,6 +78,8 @@ FIXED_FORCING = (
     "carbon dioxide",
 )
 SIGMA = FIXED_FORCING.index("sigma")
+GEOPOTENTIAL = FIXED_FORCING.index("surface geopotential")
+GEOPOTENTIAL_UNIT = 1e4  # m2 s-2
 # Coordinates of the grid itself: they stay where they are when a world is mirrored.
 COORDINATES = tuple(FIXED_FORCING.index(name) for name in ("sine of latitude", "Coriolis parameter"))
 

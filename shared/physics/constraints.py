@@ -9,10 +9,12 @@ from torch import Tensor
 
 from astrofed.shared.errors import UserMistake
 from astrofed.shared.physics import CONSTRAINTS, TOLERANCES
+from astrofed.shared.physics.budget import ENERGY_FIELDS, WATER_FIELDS, energy_budget_residual, water_residual
 from astrofed.shared.physics.energy import energy_residual
 from astrofed.shared.physics.grid import Grid
 from astrofed.shared.physics.hydrostatic import hydrostatic_residual
 from astrofed.shared.physics.mass import column_continuity_residual, dry_mass_residual, mass_continuity_residual
+from astrofed.shared.physics.thermo import ideal_gas_residual, saturation_residual, static_stability_residual
 from astrofed.shared.physics.wind import geostrophic, thermal_wind_residual
 
 NEEDS: Mapping[str, tuple[str, ...]] = {
@@ -21,6 +23,11 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "thermal-wind": ("ta", "hus", "ua", "va", "ps"),
     "energy": ("rst", "rlut"),
     "dry-mass": ("ps", "hus"),
+    "water": WATER_FIELDS,
+    "energy-budget": ENERGY_FIELDS,
+    "static-stability": ("ta",),
+    "saturation": ("ta", "hus", "ps"),
+    "ideal-gas": ("rho", "ta", "hus", "ps"),
 }
 
 
@@ -33,12 +40,15 @@ class State:
     """A world's fields at some times, in SI units by CF short name, and what is known of the world besides.
 
     Volume fields are [..., lev, lat, lon], surface fields [..., lat, lon]; `flux` and `dry_mass` broadcast to [...].
+    `before` holds the fields of the month before each, of the same shapes, `interval_s` seconds earlier.
     """
 
     fields: Mapping[str, Tensor]
     grid: Grid
     flux: Tensor | None = None  # W m-2, stellar flux at the planet
     dry_mass: Tensor | None = None  # Pa, global mean dry surface pressure at another time
+    before: Mapping[str, Tensor] | None = None
+    interval_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +157,45 @@ def _dry_mass(state: State) -> Residual | NotEvaluable:
     return _everywhere("dry-mass", values, torch.ones_like(values))
 
 
+def _water(state: State) -> Residual | NotEvaluable:
+    earlier = _earlier("water", state)
+    if isinstance(earlier, NotEvaluable):
+        return earlier
+    values = water_residual(state.fields, *earlier, state.grid)
+    return _everywhere("water", values, torch.ones_like(values))
+
+
+def _energy_budget(state: State) -> Residual | NotEvaluable:
+    earlier = _earlier("energy-budget", state)
+    if isinstance(earlier, NotEvaluable):
+        return earlier
+    if state.flux is None:
+        return NotEvaluable("energy-budget", "needs the stellar flux")
+    values = energy_budget_residual(state.fields, *earlier, state.flux, state.grid)
+    return _everywhere("energy-budget", values, torch.ones_like(values))
+
+
+def _earlier(constraint: str, state: State) -> tuple[Mapping[str, Tensor], float] | NotEvaluable:
+    if state.before is None or state.interval_s is None or missing_fields(constraint, state.before):
+        return NotEvaluable(constraint, "needs the month before")
+    return state.before, state.interval_s
+
+
+def _static_stability(state: State) -> Residual:
+    return _everywhere("static-stability", static_stability_residual(state.fields["ta"], state.grid), state.grid.area)
+
+
+def _saturation(state: State) -> Residual:
+    f = state.fields
+    return _everywhere("saturation", saturation_residual(f["ta"], f["hus"], f["ps"], state.grid), state.grid.area)
+
+
+def _ideal_gas(state: State) -> Residual:
+    f = state.fields
+    values = ideal_gas_residual(f["rho"], f["ta"], f["hus"], f["ps"], state.grid)
+    return _everywhere("ideal-gas", values, state.grid.area)
+
+
 def _everywhere(constraint: str, values: Tensor, area: Tensor) -> Residual:
     return Residual(constraint, values, area, torch.ones_like(area, dtype=torch.bool))
 
@@ -157,4 +206,9 @@ _EVALUATORS: Mapping[str, Callable[[State], Residual | NotEvaluable]] = {
     "thermal-wind": _thermal_wind,
     "energy": _energy,
     "dry-mass": _dry_mass,
+    "water": _water,
+    "energy-budget": _energy_budget,
+    "static-stability": _static_stability,
+    "saturation": _saturation,
+    "ideal-gas": _ideal_gas,
 }

@@ -16,6 +16,7 @@ from astrofed.client.site import Site
 from astrofed.client.task import Statistics, Task, TrainInstruction
 from astrofed.client.tasks.datacube import DatacubeEmulation, LevelsDiffer
 from astrofed.client.tasks.datacube_batches import stack
+from astrofed.client.tasks.datacube_physics import FixerNotEvaluable
 from astrofed.client.tasks.datacube_samples import TooFewMonths, VariableNotInCube
 from astrofed.client.tasks.datacube_scales import ConstantVariable
 from astrofed.shared.models.base import Model, build_model
@@ -361,3 +362,24 @@ def test_private_worlds_federate_without_any_statistics_of_theirs(store: Store, 
     assert [(spent.participant, spent.unit) for spent in result.privacy] == [("a", "world"), ("b", "world")]
     assert all(0.99 * 8 <= spent.epsilon <= 8 for spent in result.privacy)
     assert np.isfinite(result.metrics["loss"]) and np.isfinite(result.metrics["unseen/loss"])
+
+
+def test_fixed_predictions_are_what_is_trained_scored_and_shown(store: Store) -> None:
+    path = store(small_world())
+    fixed = open_site(path, plan(physics={"fixers": ["mass"]}))
+    free = open_site(path)
+    statistics = free.statistics()
+    model, _ = trained(free, statistics)
+    with torch.no_grad():  # so that surface pressure drifts
+        model.linear.bias[:, plan().task.options["variables"].index("ps")] += 0.5
+    scores = [task.evaluate(model, statistics, with_baselines=False) for task in (free, fixed)]
+    assert scores[0]["physics/dry-mass/compliance"] < 0.5 and scores[1]["physics/dry-mass/compliance"] == 1.0
+    assert scores[1]["rmse/ps"] < scores[0]["rmse/ps"] and scores[1]["rmse/ua"] == scores[0]["rmse/ua"]
+    one, _ = trained(fixed, statistics)
+    other, _ = trained(free, statistics)
+    assert not same_weights(one, other), "the fixer is part of what is trained"
+
+
+def test_a_fixer_that_a_plan_can_t_have_is_refused_before_training(store: Store) -> None:
+    with pytest.raises(FixerNotEvaluable, match="'energy' is not evaluable: it needs the variables"):
+        open_site(store(small_world()), plan(physics={"fixers": ["energy"]}))

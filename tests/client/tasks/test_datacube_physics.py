@@ -10,20 +10,28 @@ from torch import Tensor
 
 from astrofed.client.data.cube import Cube, build_cube, read_cube
 from astrofed.client.tasks.datacube_batches import Batch, mirrored, rolled, stack
-from astrofed.client.tasks.datacube_physics import ConstraintNotEvaluable, PhysicsTerm, compliance_metrics
+from astrofed.client.tasks.datacube_physics import (
+    ConstraintNotEvaluable,
+    FixerNotEvaluable,
+    PhysicsFixers,
+    PhysicsTerm,
+    compliance_metrics,
+)
 from astrofed.client.tasks.datacube_samples import Sample, World, all_samples, held_out_samples
 from astrofed.client.tasks.datacube_scales import Scales
 from astrofed.shared.errors import UserMistake
 from astrofed.shared.models.datacube_layout import DatacubeLayout
 from astrofed.shared.physics import CONSTRAINTS, TOLERANCES
-from astrofed.shared.physics.constraints import UnknownConstraint
+from astrofed.shared.physics.constraints import UnknownConstraint, missing_fields
+from astrofed.shared.physics.fixers import FIXERS
 from astrofed.shared.physics.grid import UnfitGrid
 from astrofed.simulations.bundled import resolve_bundled
 from astrofed.simulations.synthetic import synthetic_world
 
 VARIABLES = ("ta", "hus", "ua", "va", "zg", "ps", "ts", "rst", "rlut")
 LAYOUT = DatacubeLayout(variables=VARIABLES, months_in=2)
-EVERYTHING = dict.fromkeys(CONSTRAINTS, 1.0)
+EVALUABLE = tuple(name for name in CONSTRAINTS if not missing_fields(name, VARIABLES))
+EVERYTHING = dict.fromkeys(EVALUABLE, 1.0)
 COLUMN = {name: index for index, name in enumerate(VARIABLES)}
 
 
@@ -80,13 +88,15 @@ def test_the_true_months_cost_little_and_broken_ones_much(world: World) -> None:
     broken[:, COLUMN["va"]] += 3.0  # from pole to pole
     broken[:, COLUMN["rlut"]] = 0.0
     broken[:, COLUMN["ps"]] *= 1.01
-    for name in CONSTRAINTS:
+    broken[:, COLUMN["hus"]] *= 1.2  # twice the humidity
+    broken[:, COLUMN["ta"], ..., -1, :, :] += 40.0  # a warm ground
+    for name in EVALUABLE:
         whole, quarter = (PhysicsTerm({name: weight}, VARIABLES)(world, batch, broken) for weight in (1.0, 0.25))
         assert float(whole) > 0.01
         torch.testing.assert_close(quarter, 0.25 * whole)
 
 
-@pytest.mark.parametrize("constraint", CONSTRAINTS)
+@pytest.mark.parametrize("constraint", EVALUABLE)
 def test_mirrored_and_turned_batches_cost_the_same(world: World, constraint: str) -> None:
     batch = batch_of(world, [Sample(4, (0, 1), (0, 1))])
     signs = LAYOUT.mirror_signs()
@@ -145,12 +155,12 @@ def test_the_true_months_comply_and_are_reported_beside_the_prediction(world: Wo
     for prediction in predictions:
         prediction[COLUMN["zg"]] += 50.0 * torch.randn(prediction[0].shape, generator=torch.Generator().manual_seed(0))
     metrics = compliance_metrics(world, samples, predictions, with_data=True)
-    for name in CONSTRAINTS:
+    for name in EVALUABLE:
         assert metrics[f"physics/{name}/tolerance"] == TOLERANCES[name]
         assert 0.0 <= metrics[f"physics/{name}/compliance"] <= 1.0
     assert metrics["baseline/data/physics/hydrostatic/compliance"] == 1.0
     assert metrics["physics/hydrostatic/compliance"] < 0.3
-    for name in ("mass-continuity", "thermal-wind", "energy", "dry-mass"):  # not touched
+    for name in ("mass-continuity", "thermal-wind", "energy", "dry-mass", "saturation"):  # not touched
         assert metrics[f"physics/{name}/compliance"] == metrics[f"baseline/data/physics/{name}/compliance"]
     assert metrics["baseline/data/physics/thermal-wind/compliance"] > 0.95
     assert metrics["baseline/data/physics/dry-mass/compliance"] == 1.0
@@ -173,7 +183,11 @@ def test_what_a_plan_leaves_out_is_left_out_of_the_scores(cube: Cube) -> None:
     world = World(cube, layout, "synthetic")
     samples = all_samples(world.months, world.epochs, layout)
     metrics = compliance_metrics(world, samples, truth(world, samples), with_data=True)
-    assert {key.split("physics/")[1].split("/")[0] for key in metrics} == {"dry-mass"}
+    assert {key.split("physics/")[1].split("/")[0] for key in metrics} == {
+        "dry-mass",
+        "static-stability",
+        "saturation",
+    }
 
 
 def test_humidity_is_judged_as_humidity_not_as_its_root(cube: Cube) -> None:
@@ -256,3 +270,66 @@ def test_with_vertical_motion_continuity_is_checked_level_by_level() -> None:
     assert scores[0] > 0.99
     assert scores[1] < 0.8
     assert scores[2] > 0.99
+
+
+FLUXES = ("ta", "hus", "ua", "va", "zg", "ps", "rst", "rlut", "rss", "rls", "hfss", "hfls", "pr", "evap")
+
+
+@pytest.fixture(scope="module")
+def real() -> World:
+    layout = DatacubeLayout(variables=FLUXES, months_in=2, months_out=2)
+    return World(read_cube(resolve_bundled("worlds/w5_super_earth")), layout, "super-earth")
+
+
+def wrong_months(world: World, samples: list[Sample]) -> tuple[Batch, Tensor]:
+    batch = batch_of(world, samples)
+    predicted = batch.target.clone()
+    predicted[:, FLUXES.index("ps")] *= 1.004
+    predicted[:, FLUXES.index("ta")] += 2.0
+    predicted[:, FLUXES.index("pr")] *= 1.1
+    noise = torch.randn(predicted[:, 4].shape, generator=torch.Generator().manual_seed(0))
+    predicted[:, FLUXES.index("zg")] += 20 * noise
+    return batch, predicted
+
+
+def unit_scales(world: World) -> Scales:
+    ones = torch.ones(len(world.layout.variables), 1, 1, world.fields.shape[3], 1, 1)
+    return Scales(mean=0 * ones, field=ones, change=ones)
+
+
+def test_real_months_close_their_budgets_and_wrong_ones_do_not(real: World) -> None:
+    samples = [Sample(5, (0, 1), (0, 1)), Sample(8, (0, 1), (1,))]
+    _, predicted = wrong_months(real, samples)
+    metrics = compliance_metrics(real, samples, list(predicted), with_data=True)
+    for name in ("water", "energy-budget"):
+        assert metrics[f"baseline/data/physics/{name}/compliance"] == 1.0
+        assert metrics[f"physics/{name}/compliance"] < 0.6
+
+
+def test_fixed_predictions_comply_after_inverse_scaling_month_after_month(real: World) -> None:
+    samples = [Sample(5, (0, 1), (0, 1)), Sample(8, (0, 1), (0, 1))]
+    batch, predicted = wrong_months(real, samples)
+    fixed = PhysicsFixers(FIXERS, FLUXES)(real, batch, predicted, unit_scales(real))
+    metrics = compliance_metrics(real, samples, list(fixed), with_data=False)
+    for name in ("hydrostatic", "dry-mass", "water", "energy-budget"):
+        assert metrics[f"physics/{name}/compliance"] == 1.0, name
+    kept = [index for index, name in enumerate(FLUXES) if name not in ("ps", "ta", "zg", "pr")]
+    assert torch.equal(fixed[:, kept], predicted[:, kept])
+    assert PhysicsFixers((), FLUXES)(real, batch, predicted, unit_scales(real)) is predicted
+
+
+def test_fixing_turns_with_the_world(real: World) -> None:
+    batch, predicted = wrong_months(real, [Sample(5, (0, 1), (0, 1))])
+    fixers, scales = PhysicsFixers(FIXERS, FLUXES), unit_scales(real)
+    fixed = fixers(real, batch, predicted, scales)
+    signs = real.layout.mirror_signs()
+    for other in (rolled, lambda b, _: mirrored(b, signs)):
+        there = other(dataclasses.replace(batch, target=predicted), 7)
+        expected = other(dataclasses.replace(batch, target=fixed), 7).target
+        torch.testing.assert_close(fixers(real, there, there.target, scales), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_fixer_without_its_fields_is_refused_by_name() -> None:
+    with pytest.raises(FixerNotEvaluable, match="'water' is not evaluable: it needs the variables pr, evap, which"):
+        PhysicsFixers(("mass", "water"), VARIABLES)
+    PhysicsFixers(("mass", "hydrostatic"), VARIABLES)

@@ -1,5 +1,6 @@
 """What holds for every constraint: differentiable, blind to symmetries, silent where it can't be evaluated."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from astrofed.shared.physics import CONSTRAINTS, TOLERANCES
+from astrofed.shared.physics.budget import MONTH_S
 from astrofed.shared.physics.constraints import (
     NEEDS,
     NotEvaluable,
@@ -26,8 +28,10 @@ from astrofed.shared.physics.grid import Grid
 FLUX = torch.tensor(1361.0, dtype=torch.float64)
 DRY = torch.tensor(9.8e4, dtype=torch.float64)
 VOLUME = {"ta": (260.0, 20.0), "hus": (0.01, 0.003), "ua": (5.0, 10.0), "va": (0.0, 5.0), "wap": (0.0, 0.05)}
-VOLUME |= {"zg": (6e3, 500.0)}
-SURFACE = {"ps": (9.8e4, 2e3), "rst": (240.0, 30.0), "rlut": (-240.0, 30.0)}
+VOLUME |= {"zg": (6e3, 500.0), "rho": (0.8, 0.2)}
+SURFACE = {"ps": (9.8e4, 2e3), "rst": (240.0, 30.0), "rlut": (-240.0, 30.0), "phis": (3e3, 1e3)}
+SURFACE |= {"rss": (170.0, 20.0), "rls": (-60.0, 10.0), "hfss": (-15.0, 5.0), "hfls": (-80.0, 10.0)}
+SURFACE |= {"pr": (3e-5, 5e-6), "evap": (-3e-5, 5e-6)}
 
 
 def random_fields(grid: Grid, lon: int, seed: int, leading: tuple[int, ...] = (2,)) -> dict[str, Tensor]:
@@ -40,11 +44,19 @@ def random_fields(grid: Grid, lon: int, seed: int, leading: tuple[int, ...] = (2
         return mean + spread * noise.clamp(-2, 2)
 
     fields = {name: draw(*size, levels) for name, size in VOLUME.items()}
+    fields["ta"] = fields["ta"] + 150 * (grid.lev - 0.4)  # so warm a ground that the air above is unstable
     return fields | {name: draw(*size) for name, size in SURFACE.items()}
 
 
-def residual(constraint: str, fields: dict[str, Tensor], grid: Grid) -> Residual:
-    found = evaluate(constraint, State(fields, grid, FLUX, DRY))
+def earlier(fields: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The month before: a little colder, drier and calmer."""
+    return {name: (0.99 * field).detach() for name, field in fields.items()}
+
+
+def residual(
+    constraint: str, fields: dict[str, Tensor], grid: Grid, before: dict[str, Tensor] | None = None
+) -> Residual:
+    found = evaluate(constraint, State(fields, grid, FLUX, DRY, before or earlier(fields), MONTH_S))
     assert isinstance(found, Residual)
     return found
 
@@ -53,13 +65,14 @@ def residual(constraint: str, fields: dict[str, Tensor], grid: Grid) -> Residual
 def test_gradients_of_residuals_and_penalties_are_exact(make_grid: Any, constraint: str) -> None:
     grid = make_grid(lev=3, lat=4, lon=4)
     fields = random_fields(grid, 4, seed=3, leading=())
+    before = earlier(fields)
     names = [*NEEDS[constraint], *(["wap"] if constraint == "mass-continuity" else [])]
 
     def values(*tensors: Tensor) -> Tensor:
-        return residual(constraint, dict(zip(names, tensors, strict=True)), grid).values
+        return residual(constraint, dict(zip(names, tensors, strict=True)), grid, before).values
 
     def penalty(*tensors: Tensor) -> Tensor:
-        return residual(constraint, dict(zip(names, tensors, strict=True)), grid).penalty()
+        return residual(constraint, dict(zip(names, tensors, strict=True)), grid, before).penalty()
 
     inputs = [fields[name].requires_grad_() for name in names]
     assert torch.autograd.gradcheck(values, inputs, atol=1e-5)
@@ -136,7 +149,7 @@ def test_a_missing_field_is_not_taken_as_zero(make_grid: Any, constraint: str) -
     fields = random_fields(grid, 8, seed=2)
     for name in NEEDS[constraint]:
         without = {key: field for key, field in fields.items() if key != name}
-        found = evaluate(constraint, State(without, grid, FLUX, DRY))
+        found = evaluate(constraint, State(without, grid, FLUX, DRY, earlier(fields), MONTH_S))
         assert found == NotEvaluable(constraint, f"needs {name}")
         assert missing_fields(constraint, without) == (name,)
 
@@ -146,6 +159,13 @@ def test_what_is_not_known_of_the_world_is_not_made_up(make_grid: Any) -> None:
     state = State(random_fields(grid, 8, seed=2), grid)
     assert evaluate("energy", state) == NotEvaluable("energy", "needs the stellar flux")
     assert evaluate("dry-mass", state) == NotEvaluable("dry-mass", "needs the dry mass at another time")
+    for budget in ("water", "energy-budget"):
+        assert evaluate(budget, state) == NotEvaluable(budget, "needs the month before")
+        without = {name: field for name, field in state.fields.items() if name != "hus"}
+        known = dataclasses.replace(state, before=without, interval_s=MONTH_S)
+        assert evaluate(budget, known) == NotEvaluable(budget, "needs the month before")
+    known = dataclasses.replace(state, before=state.fields, interval_s=MONTH_S)
+    assert evaluate("energy-budget", known) == NotEvaluable("energy-budget", "needs the stellar flux")
 
 
 def test_an_unknown_constraint_is_named_with_the_nearest(make_grid: Any) -> None:
@@ -156,7 +176,10 @@ def test_an_unknown_constraint_is_named_with_the_nearest(make_grid: Any) -> None
 
 
 def test_names_needs_and_tolerances_agree() -> None:
-    assert CONSTRAINTS == ("hydrostatic", "mass-continuity", "thermal-wind", "energy", "dry-mass")
+    assert CONSTRAINTS == (
+        "hydrostatic", "mass-continuity", "thermal-wind", "energy", "dry-mass",
+        "water", "energy-budget", "static-stability", "saturation", "ideal-gas",
+    )  # fmt: skip
     assert set(NEEDS) == set(CONSTRAINTS) == set(TOLERANCES)
 
 
@@ -203,7 +226,7 @@ def test_gradients_are_finite_whatever_the_fields(make_grid: Any, constraint: st
         noise = torch.randn(2, *levels, 8, 8, generator=generator)
         lowest = 1.0 if name in ("ta", "ps") else -math.inf
         fields[name] = (mean + spread * size * noise).clamp(min=lowest).requires_grad_()
-    found = evaluate(constraint, State(fields, grid, FLUX.float(), DRY.float()))
+    found = evaluate(constraint, State(fields, grid, FLUX.float(), DRY.float(), earlier(fields), MONTH_S))
     assert isinstance(found, Residual)
     used = [*NEEDS[constraint]]
     gradients = torch.autograd.grad(found.penalty(), [fields[name] for name in used])
