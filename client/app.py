@@ -1,45 +1,42 @@
 """The one ClientApp: what a participant answers to enrol, statistics, train and evaluate messages, on every engine.
 
 The app is built around a function that says which site this node is. At an institution that is the site's own
-configuration; a simulation gives one of the plan's participants. Replies are Flower's usual records: `arrays`, and
-`metrics` with `num-examples`; a mistake becomes an error reply that names it and carries no data.
+configuration; a simulation gives one of the plan's participants. Every kind of request is in one table and goes the
+same way: the site's policy lets the plan in (`admission`), a handler answers, and what leaves was cleared (`egress`).
+Replies are Flower's usual records: `arrays`, and `metrics` with `num-examples`; a mistake becomes an error reply that
+names it and carries no data.
 """
 
 import json
-import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
+from astrofed.client.admission import admit, check_request
+from astrofed.client.egress import Cleared, Gate
+from astrofed.client.refusing import UnknownRequest, Withheld, reason
 from astrofed.client.site import Site
 from astrofed.client.task import Task, TrainInstruction
+from astrofed.client.update_checks import Layout, layout, state_of
 from astrofed.shared import records, registry
-from astrofed.shared.arrays import from_model, load_into
-from astrofed.shared.errors import AstrofedError, UserMistake
+from astrofed.shared.arrays import load_into
+from astrofed.shared.errors import UserMistake
 from astrofed.shared.models.base import Model, build_model
 from astrofed.shared.plan import Plan, PlanError, check_options, plan_from_json
 from astrofed.shared.seeds import derive_seed
 
 ERROR_CODE = 2  # Flower's code for "the client app raised an exception"
 OpenSite = Callable[[Context, Plan], Site]
-Handler = Callable[[Message, Context], RecordDict]
 RecordT = TypeVar("RecordT", ArrayRecord, ConfigRecord)
-
-
-class NonFiniteMetric(AstrofedError):
-    """A task returned a metric that is not a finite number."""
-
-
-class CannotEnrol(UserMistake):
-    """A site's data or its task are not fit for the plan."""
 
 
 class _Desk:
@@ -49,25 +46,27 @@ class _Desk:
     """
 
     def __init__(self, capacity: int = 256) -> None:
-        self._tasks: OrderedDict[tuple[str, Site], Task] = OrderedDict()
+        self._tasks: OrderedDict[tuple[str, Site], tuple[Task, Gate]] = OrderedDict()
         self._capacity = capacity
         self._lock = threading.Lock()
         self._local = threading.local()
 
-    def task(self, plan: Plan, key: str, site: Site) -> Task:
+    def task(self, plan: Plan, key: str, site: Site) -> tuple[Task, Gate]:
         with self._lock:
-            task = self._tasks.get((key, site))
-            if task is None:
-                task = self._tasks[key, site] = open_task(plan, site)
+            found = self._tasks.get((key, site))
+            if found is None:
+                task = open_task(plan, site)
+                found = self._tasks[key, site] = task, Gate(plan, site, task)
                 if len(self._tasks) > max(self._capacity, len(plan.participants)):
                     self._tasks.popitem(last=False)
-            return task
+            return found
 
-    def model(self, plan: Plan, key: str) -> Model:
+    def model(self, plan: Plan, key: str) -> tuple[Model, Layout]:
         if getattr(self._local, "key", None) != key:
-            self._local.key, self._local.model = key, build_model(plan)
-        model: Model = self._local.model
-        return model
+            model = build_model(plan)
+            self._local.key, self._local.found = key, (model, layout(state_of(model)))
+        found: tuple[Model, Layout] = self._local.found
+        return found
 
 
 def open_task(plan: Plan, site: Site) -> Task:
@@ -84,69 +83,130 @@ def open_task(plan: Plan, site: Site) -> Task:
 
 def build_client_app(open_site: OpenSite) -> ClientApp:
     """Return the client app for the sites that `open_site` knows."""
-    app = ClientApp()
-    desk = _Desk()
-
-    def prepare(message: Message, context: Context) -> tuple[Plan, str, Task]:
-        text = str(_record(message, "config", ConfigRecord)["plan"])
-        plan = plan_from_json(text)
-        threads = plan.engine.threads
-        if threads is not None and torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
-        return plan, text, desk.task(plan, text, open_site(context, plan))
-
-    def enrol(message: Message, context: Context) -> RecordDict:
-        name = open_site(context, plan_from_json(str(_record(message, "config", ConfigRecord)["plan"]))).name
-        try:
-            _, _, task = prepare(message, context)
-            return RecordDict({"site": ConfigRecord(asdict(task.summary()))})
-        except UserMistake as error:  # the coordinator doesn't know yet who this is
-            raise CannotEnrol(f"{name}: {str(error).removeprefix(f'{name}: ')}") from error
-
-    def statistics(message: Message, context: Context) -> RecordDict:
-        _, _, task = prepare(message, context)
-        return RecordDict({"arrays": _to_record(task.statistics())})
-
-    def train(message: Message, context: Context) -> RecordDict:
-        plan, key, task = prepare(message, context)
-        settings = dict(_record(message, "config", ConfigRecord).items())
-        round_number = int(str(settings["server-round"]))
-        model = desk.model(plan, key)
-        load_into(model, _record(message, "arrays", ArrayRecord))
-        instruction = TrainInstruction(
-            round=round_number,
-            seed=derive_seed(plan.seed, "train", round_number, task.site.name),
-            proximal_mu=float(str(settings.get("proximal-mu", 0.0))),
-        )
-        outcome = task.train(model, _pooled(settings), instruction)
-        metrics = {**outcome.metrics, "num-examples": outcome.num_examples}
-        return records.content({"arrays": from_model(model), "metrics": _metrics(metrics)})
-
-    def evaluate(message: Message, context: Context) -> RecordDict:
-        plan, key, task = prepare(message, context)
-        settings = dict(_record(message, "config", ConfigRecord).items())
-        model = desk.model(plan, key)
-        load_into(model, _record(message, "arrays", ArrayRecord))
-        metrics = task.evaluate(model, _pooled(settings), with_baselines=bool(settings.get("with-baselines", False)))
-        return records.content({"metrics": _metrics({**metrics, "num-examples": task.summary().num_eval_examples})})
-
-    app.query("enrol")(_guarded(enrol))
-    app.query("statistics")(_guarded(statistics))
-    app.train()(_guarded(train))
-    app.evaluate()(_guarded(evaluate))
+    app, desk = ClientApp(), _Desk()
+    for kind, handler in _HANDLERS.items():
+        category, _, action = kind.partition(".")
+        register = {"query": app.query, "train": app.train, "evaluate": app.evaluate}[category]
+        decorate = register(action) if action else register()
+        decorate(_guarded(handler, desk, open_site))
     return app
 
 
-def _guarded(handler: Handler) -> Callable[[Message, Context], Message]:
-    """Turn a mistake into an error reply: its text names files, keys and counts, never values of the data."""
+@dataclass(frozen=True)
+class Request:
+    """A message to a site that has let its plan in."""
+
+    message: Message
+    settings: Mapping[str, Any]
+    plan: Plan
+    key: str  # the plan's text
+    site: Site
+    desk: "_Desk"
+
+    @property
+    def round(self) -> int:
+        """The number of the round; 0 is before the first."""
+        return int(str(self.settings["server-round"]))
+
+    def task(self) -> tuple[Task, Gate]:
+        """Return the site's task, with its data, and the gate that stands before it."""
+        return self.desk.task(self.plan, self.key, self.site)
+
+    def model(self) -> tuple[Model, Layout, ArrayRecord]:
+        """Return the global model that came: as a network, what it is made of, and as it came."""
+        model, arrays = self.desk.model(self.plan, self.key)
+        sent = _record(self.message, "arrays", ArrayRecord)
+        load_into(model, sent)
+        return model, arrays, sent
+
+
+@dataclass(frozen=True)
+class Handler:
+    """How one kind of request is answered, and the settings that it understands beside those of every message."""
+
+    answer: Callable[[Request], Cleared]
+    settings: tuple[str, ...] = ()
+
+
+def _enrol(request: Request) -> Cleared:
+    task, gate = request.task()
+    return gate.enrolment(task.summary())
+
+
+def _statistics(request: Request) -> Cleared:
+    task, gate = request.task()
+    return gate.statistics(task.statistics())
+
+
+def _train(request: Request) -> Cleared:
+    (task, gate), (model, layout, sent) = request.task(), request.model()
+    instruction = TrainInstruction(
+        round=request.round,
+        seed=derive_seed(request.plan.seed, "train", request.round, task.site.name),
+        proximal_mu=float(str(request.settings.get("proximal-mu", 0.0))),
+    )
+    mark = gate.mark()
+    outcome = task.train(model, _pooled(request.settings), instruction)
+    return gate.update(model, layout, sent, outcome, request.round, mark)
+
+
+def _evaluate(request: Request) -> Cleared:
+    (_, gate), (model, _, _), settings = request.task(), request.model(), request.settings
+    asked = settings.get("metrics")
+    return gate.scores(
+        model,
+        _pooled(settings),
+        request.round,
+        with_baselines=bool(settings.get("with-baselines", False)),
+        asked=None if asked is None else [str(name) for name in asked],
+    )
+
+
+_HANDLERS: Mapping[str, Handler] = {  # every kind of request, by Flower's message type; what isn't here is not answered
+    "query.enrol": Handler(_enrol),
+    "query.statistics": Handler(_statistics),
+    "train": Handler(_train, ("server-round", "statistics", "proximal-mu")),
+    "evaluate": Handler(_evaluate, ("server-round", "statistics", "with-baselines", "metrics", "proximal-mu")),
+}
+
+
+def _guarded(handler: Handler, desk: _Desk, open_site: OpenSite) -> Callable[[Message, Context], Message]:
+    """Let a request in, have it answered, and let out only what was cleared; a mistake becomes an error reply."""
 
     def handle(message: Message, context: Context) -> Message:
         try:
-            return records.reply(message, handler(message, context))
+            settings, text, plan = _question(message)
+            site = open_site(context, plan)
         except UserMistake as error:
-            return Message(Error(code=ERROR_CODE, reason=str(error)), reply_to=message)
+            return _error(message, str(error))
+        try:
+            admit(text, site)
+            check_request(settings, handler.settings, plan, site)
+            _set_threads(plan)
+            cleared = handler.answer(Request(message, settings, plan, text, site, desk))
+            if not isinstance(cleared, Cleared):
+                raise Withheld("the handler's answer was not cleared")
+            return records.reply(message, cleared.content)
+        except Exception as error:
+            if site.policy is None and not isinstance(error, UserMistake):
+                raise
+            named = f"{site.name}: " if handler.answer is _enrol else ""  # the coordinator doesn't know yet who it is
+            return _error(message, named + reason(error, site).removeprefix(named))
 
     return handle
+
+
+def _error(message: Message, told: str) -> Message:
+    return Message(Error(code=ERROR_CODE, reason=told), reply_to=message)
+
+
+def _question(message: Message) -> tuple[dict[str, Any], str, Plan]:
+    try:
+        settings = dict(_record(message, "config", ConfigRecord).items())
+        text = str(settings["plan"])
+        return settings, text, plan_from_json(text)
+    except (KeyError, ValidationError) as error:
+        raise UnknownRequest("the message carries no plan that this version of astrofed can read") from error
 
 
 def _record(message: Message, name: str, kind: type[RecordT]) -> RecordT:
@@ -156,17 +216,10 @@ def _record(message: Message, name: str, kind: type[RecordT]) -> RecordT:
     return record
 
 
-def _metrics(values: Mapping[str, float]) -> MetricRecord:
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise NonFiniteMetric(
-                f"metric {name!r} is {value}; the model or the task's data have left the finite range"
-            )
-    return records.metrics({k: int(v) if isinstance(v, int) else float(v) for k, v in values.items()})
-
-
-def _to_record(arrays: Mapping[str, NDArray[np.float64]]) -> ArrayRecord:
-    return ArrayRecord({key: Array(np.asarray(value, dtype=np.float64)) for key, value in arrays.items()})
+def _set_threads(plan: Plan) -> None:
+    threads = plan.engine.threads
+    if threads is not None and torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 _pool_cache = threading.local()

@@ -83,6 +83,21 @@ class Task(ABC):
         samples.
         """
 
+    def evaluated_units(self, metric: str) -> int:
+        """Return how many privacy units a metric of `evaluate` is of.
+
+        1 where a task doesn't say: then metrics leave only where the site's policy allows those of a single unit.
+        """
+        return 1
+
+    def unit_errors(self, model: nn.Module, statistics: Statistics) -> Mapping[str, NDArray[np.float64]]:
+        """Return, by name, for metrics of `evaluate` that are root mean squares, [unit] mean squared errors.
+
+        Each held-out privacy unit has one number, in the square of the metric's own unit, that says something of this
+        unit alone. A site's policy can have noise hide each of them; metrics that are not here then don't leave.
+        """
+        return {}
+
     def showcase(self, model: nn.Module, statistics: Statistics) -> dict[str, Any]:
         """Return pictures' raw material for the report of a local simulation; it never leaves the machine."""
         return {}

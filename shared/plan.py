@@ -185,6 +185,8 @@ class Participant(Section):
     data: Annotated[str, Field(min_length=1)]
     role: Literal["train", "evaluate"] = "train"
     attack: Named | None = None
+    policy: Annotated[str, Field(min_length=1)] | None = None
+    """A file with the site's policy, to be tried in a simulation; at an institution only its own counts."""
 
 
 class Plan(Section):
@@ -296,6 +298,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
     participants = data.get("participants")
     for participant in participants if isinstance(participants, list) else []:
-        path = participant.get("data") if isinstance(participant, dict) else None
-        if path and isinstance(path, str) and not path.startswith("bundled:"):
-            participant["data"] = str(folder / path)
+        for key in ("data", "policy"):
+            path = participant.get(key) if isinstance(participant, dict) else None
+            if path and isinstance(path, str) and not path.startswith("bundled:"):
+                participant[key] = str(folder / path)

@@ -10,6 +10,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from astrofed.client.app import build_client_app
+from astrofed.client.policy import Policy
 from astrofed.client.site import Site
 from astrofed.shared import registry
 from astrofed.shared.plan import Participant, Plan, check_options
@@ -23,7 +24,7 @@ def open_simulated_site(plan: Plan, index: int, run: Path | None) -> Site:
     """Return participant number `index` of a plan as a site; its home lies in the run's folder, if there is one.
 
     Raises:
-        UserMistake: the bundled dataset or the attack is unknown.
+        UserMistake: the bundled dataset or the attack is unknown, or the policy can't be read.
     """
     participant = plan.participants[index]
     poison = _poison(participant)
@@ -32,6 +33,7 @@ def open_simulated_site(plan: Plan, index: int, run: Path | None) -> Site:
         data=data_path(participant),
         role=participant.role,
         home=run / HOMES / folder_name(participant.name) if run is not None else None,
+        policy=Policy.load(Path(participant.policy)) if participant.policy is not None else None,
         corrupt_inputs=poison.corrupt_inputs if poison is not None else None,
         corrupt_targets=poison.corrupt_targets if poison is not None else None,
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from astrofed.client.app import open_task
 from astrofed.client.privacy.dpsgd import sampling
 from astrofed.client.privacy.ledger import Ledger
+from astrofed.client.privacy.lifetime import besides, lifetime
 from astrofed.client.privacy.mistakes import BudgetSpent
 from astrofed.client.privacy.spending import Forecast, forecast
 from astrofed.client.site import Site
@@ -37,13 +38,19 @@ def planned(plan: Plan, sites: Sequence[Site], ledger: Ledger) -> list[Planned]:
     summaries = [open_task(plan, site).summary() for site in sites]
     known = set(ledger.book().datasets) & {summary.fingerprint for summary in summaries}
     found = []
-    for summary in summaries:
+    for site, summary in zip(sites, summaries, strict=True):
         if known and summary.fingerprint not in known:
             continue
         rate, steps = sampling(plan.training, summary.num_units)
         try:
             cost = forecast(
-                ledger.events(summary.fingerprint), plan.privacy, rate, plan.rounds * steps, summary.fingerprint
+                ledger.events(summary.fingerprint),
+                plan.privacy,
+                rate,
+                plan.rounds * steps,
+                summary.fingerprint,
+                lifetime=lifetime(site),
+                besides=besides(plan, site)(0),
             )
         except (BudgetSpent, BudgetUnreachable) as refusal:
             found.append(Planned(summary.name, summary.fingerprint, None, str(refusal)))

@@ -8,6 +8,7 @@ from torch import nn
 from astrofed.client.privacy.clipping import Flat, make_clipping
 from astrofed.client.privacy.dpsgd import Mechanism, sampling, train_privately
 from astrofed.client.privacy.ledger import Ledger
+from astrofed.client.privacy.lifetime import besides, lifetime
 from astrofed.client.privacy.refusals import check_private
 from astrofed.client.privacy.spending import Account
 from astrofed.client.privacy.units import Population
@@ -24,7 +25,17 @@ class Protection:
         assert plan.privacy is not None
         self._plan, self._privacy, self._unit, self._units = plan, plan.privacy, unit, units
         rate, steps = sampling(plan.training, units)
-        self._account = Account(Ledger(site.home), plan, dataset, unit, units, rate, steps)
+        self._account = Account(
+            Ledger(site.home),
+            plan,
+            dataset,
+            unit,
+            units,
+            rate,
+            steps,
+            lifetime=lifetime(site),
+            besides=besides(plan, site),
+        )
         self._clipping: Flat | None = None  # an adaptive norm goes on from round to round while the process lives
         self._outlook: str | None = None
 

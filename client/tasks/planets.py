@@ -10,7 +10,9 @@ import threading
 from collections.abc import Iterator
 from typing import Annotated, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
@@ -21,7 +23,14 @@ from astrofed.client.privacy.units import Rows, padded
 from astrofed.client.site import Site, SiteSummary
 from astrofed.client.task import Statistics, Task, TrainInstruction, TrainOutcome
 from astrofed.client.tasks.planets_catalogue import Catalogue, read_catalogue
-from astrofed.client.tasks.planets_scores import baselines, predict, scores, unit_losses
+from astrofed.client.tasks.planets_scores import (
+    baselines,
+    predict,
+    scored_units,
+    scores,
+    unit_errors,
+    unit_losses,
+)
 from astrofed.client.training import train_locally
 from astrofed.shared.errors import UserMistake
 from astrofed.shared.plan import Plan, Section
@@ -119,6 +128,16 @@ class PlanetSurrogate(Task):
             for name, guesses in baselines(planets).items():
                 metrics |= {f"baseline/{name}/{key}": value for key, value in scores(guesses, planets).items()}
         return metrics
+
+    def evaluated_units(self, metric: str) -> int:
+        """Return how many units with the metric's target are held out."""
+        score = metric.split("/", 2)[2] if metric.startswith("baseline/") and metric.count("/") > 1 else metric
+        return scored_units(self.catalogue.held_out, score)
+
+    def unit_errors(self, model: nn.Module, statistics: Statistics) -> dict[str, NDArray[np.float64]]:
+        """Return [unit] mean squared errors on the held-out planets."""
+        planets = self.catalogue.held_out
+        return unit_errors(predict(model, planets), planets)
 
     def _protect(self) -> Protection:
         if self._protection is None:

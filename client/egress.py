@@ -1,0 +1,203 @@
+"""Egress: the only way out of the client app. What leaves is `Cleared`, and only this module makes it.
+
+Whatever a task returns, what leaves of it is of known form: the arrays of the global model, finite; numbers by name;
+counts. With a policy it is also within what that allows: the update's length, the metrics on its list, of enough units,
+rounded or noised. Whatever else it is, nothing of it leaves. Reasons never quote what a task made, names included.
+"""
+
+import math
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from numpy.typing import NDArray
+from torch import nn
+
+from astrofed.client.metric_release import NoisyRelease, UnitErrors, releasable, rounded
+from astrofed.client.policy import DataRules
+from astrofed.client.privacy.proof import SpendingProof
+from astrofed.client.refusing import Withheld
+from astrofed.client.site import Site, SiteSummary
+from astrofed.client.task import Statistics, Task, TrainOutcome
+from astrofed.client.update_checks import Layout, is_finite, layout, state_of, update_norm
+from astrofed.shared import records
+from astrofed.shared.arrays import from_model
+from astrofed.shared.errors import AstrofedError
+from astrofed.shared.plan import Plan
+
+COUNT = "num-examples"
+SPENT = ("epsilon", "delta")  # what the ledger says, and not the data
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_UNIT = re.compile(r"[A-Za-z][A-Za-z -]{0,39}")
+_LARGEST_STATISTICS = 10**6  # numbers
+_LONGEST_DESCRIPTION = 300
+
+
+class NonFiniteMetric(AstrofedError):
+    """A task returned a metric that is not a finite number."""
+
+
+@dataclass(frozen=True)
+class Cleared:
+    """What may leave the site."""
+
+    content: RecordDict
+
+
+class Gate:
+    """What stands between one task at one site and everyone else. Safe to use from several threads."""
+
+    def __init__(self, plan: Plan, site: Site, task: Task) -> None:
+        self._plan, self._site, self._task = plan, site, task
+        self._rules: DataRules | None = site.policy.rules(site.data) if site.policy is not None else None
+        self._proof = SpendingProof(plan, site) if plan.privacy is not None and site.home is not None else None
+        noise = self._rules.noise if self._rules is not None else None
+        self._noisy = NoisyRelease(plan, site, self._rules, noise) if self._rules is not None and noise else None
+
+    def enrolment(self, summary: SiteSummary) -> Cleared:
+        """Clear what a site tells when it enrols; with a policy counts, a fingerprint and what a unit is called."""
+        if self._rules is not None:
+            summary = self._discreet(summary, self._rules)
+        return Cleared(RecordDict({"site": ConfigRecord(asdict(summary))}))
+
+    def statistics(self, arrays: Mapping[str, NDArray[np.float64]]) -> Cleared:
+        """Clear statistics for standardisation; with a policy only where all that the task has are on its list."""
+        values = {key: np.asarray(value, dtype=np.float64) for key, value in arrays.items()}
+        rules = self._rules
+        if rules is not None and values:
+            if not all(rules.allows_statistic(key) for key in values):
+                raise Withheld(
+                    "the task's statistics may not leave as the site's policy has it; it allows "
+                    f"{', '.join(rules.statistics) or 'none'}"
+                )
+            if not all(np.isfinite(value).all() for value in values.values()):
+                raise Withheld("the task's statistics are not finite")
+            if sum(value.size for value in values.values()) > _LARGEST_STATISTICS:
+                raise Withheld("the task's statistics are too many numbers to be statistics")
+        return Cleared(RecordDict({"arrays": ArrayRecord({key: Array(value) for key, value in values.items()})}))
+
+    def mark(self) -> int:
+        """Remember where the ledger ends before a private round; see `update`."""
+        return self._proof.mark() if self._proof is not None else 0
+
+    def update(
+        self, model: nn.Module, asked: Layout, sent: ArrayRecord, outcome: TrainOutcome, number: int, mark: int
+    ) -> Cleared:
+        """Clear a trained model.
+
+        Args:
+            model: after training.
+            asked: what the global model is made of.
+            sent: the global model that came.
+            outcome: what the task says of the training.
+            number: of the round.
+            mark: what `mark` said before the training.
+
+        Raises:
+            Withheld: it is not the global model's form, not finite, longer than the policy allows, or private training
+                that the ledger knows nothing of.
+        """
+        state, rules = state_of(model), self._rules
+        if layout(state) != asked:
+            raise Withheld("the trained model has other arrays than the global model; only those may leave")
+        if not is_finite(state):
+            raise Withheld(f"the trained model is not finite in round {number}; lower training.learning_rate")
+        if rules is not None and rules.max_update_norm is not None:
+            length = update_norm(state, sent)
+            if length > rules.max_update_norm:
+                raise Withheld(f"the update is longer than the {rules.max_update_norm:g} that the site's policy allows")
+        if self._proof is not None:
+            self._proof.check(mark, number, self._task.summary().fingerprint)
+        metrics = self._training_metrics(outcome.metrics)
+        count = self._count(outcome.num_examples, training=True)
+        told = _record({**metrics, COUNT: count})
+        return Cleared(records.content({"arrays": from_model(model), "metrics": told}))
+
+    def scores(
+        self,
+        model: nn.Module,
+        statistics: Statistics,
+        number: int,
+        *,
+        with_baselines: bool,
+        asked: Collection[str] | None,
+    ) -> Cleared:
+        """Evaluate the model and clear its metrics; `asked`: those that the coordinator named, None: all.
+
+        Raises:
+            Withheld: none of them may leave, or one that was asked for.
+            BudgetSpent: noise would cost more than is left of the dataset's budget.
+        """
+        task, rules = self._task, self._rules
+        metrics = task.evaluate(model, statistics, with_baselines=with_baselines)
+        if rules is not None:
+            numbers = _numbers(metrics)
+            names = releasable(numbers, rules, task.evaluated_units, asked)
+            if self._noisy is not None:
+                errors: UnitErrors = task.unit_errors(model, statistics)
+                metrics = self._noisy.release(names, errors, number, task.summary())
+            else:
+                metrics = {name: rounded(numbers[name], rules.digits) for name in names}
+        elif asked is not None:
+            metrics = {name: metrics[name] for name in asked if name in metrics}
+        count = self._count(task.summary().num_eval_examples, training=False)
+        return Cleared(records.content({"metrics": _record({**metrics, COUNT: count})}))
+
+    def _training_metrics(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        rules = self._rules
+        if rules is None:
+            return metrics
+        numbers, spent = _numbers(metrics), dict[str, float]()
+        if self._plan.privacy is not None and self._proof is not None:
+            summary = self._task.summary()
+            spent = {"epsilon": self._proof.epsilon(summary.fingerprint), "delta": self._plan.privacy.delta}
+        others = {name: value for name, value in numbers.items() if name not in SPENT}
+        units = self._task.summary().num_units
+        if self._noisy is None and units >= rules.min_units:
+            others = {name: rounded(value, rules.digits) for name, value in others.items() if rules.allows_metric(name)}
+            return {**others, **spent}
+        return spent
+
+    def _count(self, given: int, *, training: bool) -> int:
+        if self._rules is None:
+            return given
+        summary = self._task.summary()
+        known = summary.num_examples if training else summary.num_eval_examples
+        if type(given) is not int or given != known:
+            raise Withheld("the task counts other samples than it enrolled with")
+        return given
+
+    def _discreet(self, summary: SiteSummary, rules: DataRules) -> SiteSummary:
+        counts = (summary.num_examples, summary.num_eval_examples, summary.num_units)
+        if (summary.name, summary.role) != (self._site.name, self._site.role):
+            raise Withheld("the task enrols as another site")
+        if not all(type(count) is int and 0 <= count < 2**53 for count in counts):
+            raise Withheld("the task's counts are not whole numbers")
+        if not _DIGEST.fullmatch(summary.fingerprint) or not _UNIT.fullmatch(summary.unit):
+            raise Withheld("the task's fingerprint is no SHA-256, or its privacy unit no word")
+        if not rules.describe:
+            return replace(summary, description="its policy keeps what the data are")
+        return replace(summary, description=summary.description[:_LONGEST_DESCRIPTION])
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return a task's metrics, if they are finite numbers by name."""
+    known = all(
+        isinstance(name, str) and isinstance(value, int | float) and not isinstance(value, bool)
+        for name, value in metrics.items()
+    )
+    if not known or not all(math.isfinite(value) for value in metrics.values()):
+        raise Withheld("the task's metrics are not one finite number by name")
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _record(values: Mapping[str, float]) -> MetricRecord:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise NonFiniteMetric(
+                f"metric {name!r} is {value}; the model or the task's data have left the finite range"
+            )
+    return records.metrics({k: int(v) if isinstance(v, int) else float(v) for k, v in values.items()})
