@@ -1,0 +1,47 @@
+"""Frames over a local socket: a length of eight bytes, a kind of one byte, the rest."""
+
+import socket
+import struct
+from collections.abc import Callable
+
+from astrofed.shared.errors import AstrofedError
+
+_HEAD = struct.Struct(">QB")
+LARGEST = 2**36
+
+
+class Hung(AstrofedError):
+    """The other side is gone, or sends what is no frame."""
+
+
+def send(channel: socket.socket, kind: str, *pieces: bytes) -> None:
+    """Send one frame, its data in pieces; `kind` is one character."""
+    channel.sendall(_HEAD.pack(sum(map(len, pieces)), ord(kind)))
+    for piece in pieces:
+        if piece:
+            channel.sendall(piece)
+
+
+def receive(channel: socket.socket, wait: Callable[[], None] | None = None) -> tuple[str, bytes]:
+    """Return the next frame's kind and data; `wait` is called before each read and may raise what ends the waiting.
+
+    Raises:
+        Hung: the other side closed the socket in the middle, or its frame is too long to be one.
+    """
+    length, kind = _HEAD.unpack(_exactly(channel, _HEAD.size, wait))
+    if length > LARGEST:
+        raise Hung(f"a frame of {length} bytes was announced")
+    return chr(kind), bytes(_exactly(channel, length, wait))
+
+
+def _exactly(channel: socket.socket, size: int, wait: Callable[[], None] | None) -> bytearray:
+    data = bytearray(size)
+    view, done = memoryview(data), 0
+    while done < size:
+        if wait is not None:
+            wait()
+        count = channel.recv_into(view[done:])
+        if not count:
+            raise Hung("the other side closed the connection")
+        done += count
+    return data

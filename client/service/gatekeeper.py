@@ -1,0 +1,95 @@
+"""The gatekeeper: what it does not let in, the executor never sees.
+
+A request is looked at in this order: is it for this node, from the coordinator, of a kind that is known, still wanted;
+is its plan signed by the coordinator's key in the welcome, is that coordinator in the site's policy, is the signature
+of now; does the plan name this site and a dataset that it has; and does the run stay the plan that it began as. What
+the policy says of plans themselves, and of what leaves, is the client app's to enforce, in the executor.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from pydantic import ValidationError
+
+from astrofed.client.service.home import Home
+from astrofed.client.service.messages import Envelope
+from astrofed.shared.errors import UserMistake
+from astrofed.shared.keys import fingerprint, grouped, plan_public_key
+from astrofed.shared.plan import Plan, plan_from_json
+from astrofed.shared.signed_plan import SignedPlan, verify_plan
+
+KINDS = ("query.enrol", "query.statistics", "train", "evaluate")
+SERVER = 1  # the SuperLink's node id, from which all requests come
+_REMEMBERED = 1000  # runs
+
+
+class Refused(UserMistake):
+    """A request that the gatekeeper does not let in; the message goes to the coordinator."""
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A request that was let in."""
+
+    kind: str  # one of KINDS
+    run: str  # the run's name on the coordinator's server
+    plan: Plan
+    round: int | None
+    charges: bool  # whether it is charged to the site's ledger each time that it is answered
+
+    def __str__(self) -> str:
+        of = f"round {self.round} of {self.plan.rounds}" if self.round else "before the first round"
+        return f"run {self.run}: {self.kind.removeprefix('query.')}, {of}"
+
+
+class Gatekeeper:
+    """Lets requests in, or not."""
+
+    def __init__(self, home: Home) -> None:
+        """Raises what `Home.welcome` and `Home.policy` raise."""
+        self._home = home
+        self._key = plan_public_key(home.welcome.plan_key)
+        self._policy = home.policy
+        self._runs: dict[int, SignedPlan] = {}
+
+    def admit(self, outside: Envelope, settings: Mapping[str, object], node: int, now: float | None = None) -> Admitted:
+        """Return what the request asks for.
+
+        Raises:
+            Refused, PlanNotSigned, NotForThisSite: it is not let in, and why.
+        """
+        now = time.time() if now is None else now
+        if outside.kind not in KINDS:
+            raise Refused(f"this site answers no request of the kind {outside.kind[:40]!r}")
+        if outside.sender != SERVER or outside.receiver != node or outside.reply_to:
+            raise Refused("the request is not from the coordinator's server to this node")
+        self._check_coordinator()
+        signed = verify_plan(settings, self._key, now)
+        try:
+            plan = plan_from_json(signed.plan)
+        except (ValidationError, RecursionError) as error:
+            raise Refused(f"the plan of run {signed.run!r} is none: {type(error).__name__}") from error
+        data = self._home.data_path(self._home.participant(plan).data)
+        self._check_run(outside.run, signed)
+        given = settings.get("server-round")
+        number = given if isinstance(given, int) and not isinstance(given, bool) else None
+        noisy = {"train": plan.privacy is not None, "evaluate": self._policy.rules(data).noise is not None}
+        return Admitted(outside.kind, signed.run, plan, number, noisy.get(outside.kind, False))
+
+    def _check_coordinator(self) -> None:
+        """Check that the policy knows the coordinator by its key."""
+        if self._policy.coordinator(self._key.public_bytes(Encoding.Raw, PublicFormat.Raw)) is None:
+            raise Refused(
+                "the site's policy names no coordinator with the plan key "
+                f"{grouped(fingerprint(self._key))}; its operator can add it"
+            )
+
+    def _check_run(self, run: int, signed: SignedPlan) -> None:
+        """Check that a run's later requests bring the plan of its first."""
+        first = self._runs.setdefault(run, signed)
+        if (first.run, first.plan) != (signed.run, signed.plan):
+            raise Refused(f"run {signed.run!r} came with another plan before; a run keeps the plan it began with")
+        while len(self._runs) > _REMEMBERED:
+            del self._runs[next(iter(self._runs))]
