@@ -292,8 +292,8 @@ def _refusal(address: str, path: str, response: httpx.Response, body: bytes) -> 
         return RunOver("the run is over")
     if status == 412 and path == "activate-node":
         return NotAdmitted(
-            f"{address} has not enrolled this node's key, or another node with the same key is connected (after a crash: "
-            "for a minute)"
+            f"{address} has not enrolled this node's key, or takes a node with this key for connected (up to a minute "
+            "after a crash)"
         )
     if status == 401:
         return NotAdmitted(

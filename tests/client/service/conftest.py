@@ -1,4 +1,4 @@
-"""A real SuperLink of Flower's behind TLS with SuperNode authentication, in this process, and sites that have joined it."""
+"""A real SuperLink of Flower's behind TLS with SuperNode authentication, in this process, and sites that joined it."""
 
 import ipaddress
 import json

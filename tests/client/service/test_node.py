@@ -1,4 +1,4 @@
-"""The node against a real SuperLink: it answers what it may, refuses the rest, and no reply is lost or counted twice."""
+"""The node against a real SuperLink: it answers what it may and refuses the rest; no reply is lost or counted twice."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -40,7 +40,6 @@ class Running:
         self.node.stop()
         self.node.stop()
         self.thread.join(30)
-        print("\n".join(self.lines))
         self.node.diary.close()
 
 
