@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from astrofed.client.admission import admit, check_request
 from astrofed.client.egress import Cleared, Gate
+from astrofed.client.meta.task import MetaTask
 from astrofed.client.refusing import UnknownRequest, Withheld, reason
 from astrofed.client.site import Site
 from astrofed.client.task import Task, TrainInstruction
@@ -78,7 +79,8 @@ def open_task(plan: Plan, site: Site) -> Task:
     cls: type[Task] = registry.get("tasks", plan.task.name)
     if plan.privacy is not None and not cls.supports_privacy:
         raise PlanError(f"task {plan.task.name!r} can't train with differential privacy; this site refuses the plan")
-    return cls(plan, check_options(cls.Options, plan.task, "task"), site)
+    options = check_options(cls.Options, plan.task, "task")
+    return MetaTask(cls, plan, options, site) if plan.mode == "meta" else cls(plan, options, site)
 
 
 def build_client_app(open_site: OpenSite) -> ClientApp:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from torch import nn
 
 from astrofed.client.site import Site, SiteSummary
 from astrofed.shared.plan import Plan, Section
+
+if TYPE_CHECKING:
+    from astrofed.client.meta.episodes import FewShot
 
 Statistics = Mapping[str, NDArray[np.float64]]
 
@@ -45,6 +48,9 @@ class Task(ABC):
 
     supports_privacy: ClassVar[bool] = False
     """Whether `train` honours the plan's [privacy] section; a plan that has one is refused for tasks that don't."""
+
+    few_shot: "ClassVar[type[FewShot[Any]] | None]" = None
+    """What gives this task's episodes, for plans of mode 'meta'; None: the task has none and such plans are refused."""
 
     def __init__(self, plan: Plan, options: BaseModel, site: Site) -> None:
         self.plan = plan

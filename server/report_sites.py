@@ -19,6 +19,7 @@ class SiteRow:
     held_out: int | None
     units: str
     loss: float | None
+    unadapted: float | None  # the shared model's loss there, where `loss` is that of the site's own adapted one
     baseline: float | None  # headline loss of the baseline that the table names
     used: int  # rounds in which its update entered the model
     attack: str
@@ -50,6 +51,7 @@ def sites(run: Run) -> Sites:
                 held_out=site.num_eval_examples if site else None,
                 units=f"{count(site.num_units)} ({site.unit})" if site else "",
                 loss=last.get(participant.name, {}).get("loss"),
+                unadapted=last.get(participant.name, {}).get("unadapted/loss"),
                 baseline=first.get(participant.name, {}).get(f"baseline/{baseline}/loss"),
                 used=sum(participant.name in used(entry) for entry in run.trained),
                 attack=participant.attack.name if participant.attack else "",

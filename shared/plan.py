@@ -155,6 +155,31 @@ class CentralPrivacy(Section):
         return self
 
 
+class Meta(Section):
+    """Few-shot learning, for mode 'meta': the initial weights from which every task is learned in a few steps."""
+
+    algorithm: Literal["maml", "fomaml", "reptile", "anil"] = "maml"
+    tasks: Name | None = None
+    """What one task is, such as "stars" or "sites"; by default what the plan's task names first."""
+    episodes: Annotated[int, Field(ge=1)] = 100
+    """Episodes that each participant trains on in the whole run; `training.batch_size` of them make one step."""
+    support_shots: Annotated[int, Field(ge=1)] = 5
+    """Samples that a task is adapted to, at most; the query's are others."""
+    query_shots: Annotated[int, Field(ge=1)] = 5
+    """Samples that tell, after the adaptation, how good the initial weights were, at most."""
+    inner_rate: Positive = 0.01
+    inner_steps: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Steps of gradient descent at `inner_rate` from the initial weights to a task's own."""
+    adaptation_steps: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """The same where models are evaluated and kept; by default as many as in training."""
+    head: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Names (or their beginnings) of the weights that "anil" adapts; by default what the model calls its head."""
+
+    def steps(self, rounds: int, batch_size: int) -> int:
+        """Return how many steps of `batch_size` episodes a participant takes in a round, rounded up."""
+        return -(-self.episodes // (rounds * batch_size))
+
+
 class Strategy(Named):
     """How the server turns replies into the next model: a robust `rule` of ours, or any registered Flower strategy."""
 
@@ -193,7 +218,7 @@ class Plan(Section):
     """Everything a run does. Reproducible from this and the data alone."""
 
     name: Name
-    mode: Literal["single", "federated"] = "federated"
+    mode: Literal["single", "federated", "meta"] = "federated"
     seed: Annotated[int, Field(ge=0)] = 0
     rounds: Annotated[int, Field(ge=1)] = 1
     evaluate_every: Annotated[int, Field(ge=1)] = 1
@@ -201,12 +226,19 @@ class Plan(Section):
     task: Named
     model: Named
     training: Training = Training()
+    meta: Meta | None = None
+    """Only mode 'meta' looks at it; there an absent section is one of defaults."""
     physics: Physics = Physics()
     privacy: Privacy | None = None
     central_privacy: CentralPrivacy | None = None
     strategy: Strategy = Strategy(name="FedAvg")
     engine: Engine = Engine()
     participants: Annotated[tuple[Participant, ...], Field(min_length=1)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, data: Any) -> Any:
+        return {"meta": {}, **data} if isinstance(data, dict) and data.get("mode") == "meta" else data
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -1,9 +1,12 @@
 """What a plan guarantees, and why some combinations can't run: checked before any data is touched."""
 
+from astrofed.client.meta.algorithms import adapted_names
+from astrofed.client.meta.episodes import kind_of
+from astrofed.client.meta.task import few_shot_of
 from astrofed.client.task import Task
 from astrofed.server.strategies.build import build_strategy, check_guarantee
 from astrofed.shared import registry
-from astrofed.shared.models.base import build_model
+from astrofed.shared.models.base import Model, build_model
 from astrofed.shared.plan import Plan, PlanError, check_options
 from astrofed.simulations.attack import Attack
 
@@ -17,13 +20,13 @@ def check_plan(plan: Plan) -> list[str]:
     """
     task: type[Task] = registry.get("tasks", plan.task.name)
     check_options(task.Options, plan.task, "task")
-    build_model(plan)
+    model = build_model(plan)
     build_strategy(plan)
     for participant in plan.participants:
         if participant.attack is not None:
             attack: type[Attack] = registry.get("attacks", participant.attack.name)
             check_options(attack.Options, participant.attack, f"participants.{participant.name}.attack")
-    return [*check_guarantee(plan), *_privacy(plan, task), *_faults(plan)]
+    return [*check_guarantee(plan), *_privacy(plan, task), *_mode(plan, task, model), *_faults(plan)]
 
 
 def _privacy(plan: Plan, task: type[Task]) -> list[str]:
@@ -45,6 +48,22 @@ def _privacy(plan: Plan, task: type[Task]) -> list[str]:
         f"each participant's updates over the whole run: differential privacy per {privacy.unit}, {budget}, "
         f"delta {privacy.delta:g} (metrics on held-out data are not covered)"
     ]
+
+
+def _mode(plan: Plan, task: type[Task], model: Model) -> list[str]:
+    meta = plan.meta
+    if plan.mode != "meta" or meta is None:
+        return [f"[meta]: not used in mode {plan.mode!r}"] if meta is not None else []
+    few_shot = few_shot_of(task, plan)
+    adapted_names(model, meta)
+    steps = meta.adaptation_steps or meta.inner_steps
+    told = [
+        f"{meta.algorithm} over {kind_of(few_shot, plan)}: metrics are of models adapted by {steps} "
+        f"step{'s' * (steps > 1)} to at most {meta.support_shots} samples, on samples that neither saw"
+    ]
+    if plan.privacy is not None:
+        told.append("adapted models and their scores stay at the sites: nothing protects what they were adapted to")
+    return told
 
 
 def _faults(plan: Plan) -> list[str]:

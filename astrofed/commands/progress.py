@@ -114,7 +114,7 @@ def show_result(console: Console, result: RunResult) -> None:
     table = Table("", "model", *names, box=None, header_style="bold")
     for metric in _main_metrics(result.metrics):
         values = [baselines.get(_baseline_key(metric, name)) for name in names]
-        if metric == "loss" or any(value is not None for value in values):
+        if metric.endswith("loss") or any(value is not None for value in values):
             table.add_row(metric, f"{result.metrics[metric]:.4g}", *(_cell(result.metrics[metric], v) for v in values))
     console.print(table)
     if result.physics:
@@ -152,7 +152,11 @@ def _main_metrics(metrics: Mapping[str, float]) -> Iterable[str]:
     """Headline first; no single levels, no physics (it has a table of its own)."""
     for prefix in ("", "unseen/"):
         own = [key.removeprefix(prefix) for key in metrics if key.startswith(prefix)]
-        yield from (prefix + key for key in own if key == "loss" or (key.startswith("rmse/") and key.count("/") == 1))
+        yield from (
+            prefix + key
+            for key in own
+            if key in ("loss", "unadapted/loss") or (key.startswith("rmse/") and key.count("/") == 1)
+        )
 
 
 def _baseline_key(metric: str, name: str) -> str:

@@ -1,12 +1,16 @@
 """`astrofed simulate` and `astrofed train`: run a plan on this machine and show what it came to."""
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from astrofed.commands.output import console, only_json, print_json
+
+if TYPE_CHECKING:
+    from astrofed.shared.plan import Plan
 
 
 class Engine(StrEnum):
@@ -43,16 +47,27 @@ def simulate(
     as_json: Json = False,
 ) -> None:
     """Run a whole federation on this machine, any mode, and write its record and report."""
-    _run(plan, _overrides(overrides, engine), plugin, out, resume=resume, as_json=as_json, alone=False)
+    _run(plan, _overrides(overrides, engine), plugin, out, resume=resume, as_json=as_json, chosen=lambda loaded: loaded)
 
 
 def train(
     plan: PlanFile,
-    mode: Annotated[str | None, typer.Option("--mode", help="Override the plan's mode: single or federated.")] = None,
+    mode: Annotated[
+        str | None, typer.Option("--mode", help="Override the plan's mode: single, federated or meta.")
+    ] = None,
     participants: Annotated[
-        int, typer.Option("--participants", min=1, help="How many of the plan's training sites.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            "--participants", min=1, help="How many of the plan's training sites; by default one, with --mode all."
+        ),
+    ] = None,
     rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="Override the plan's rounds.")] = None,
+    episodes: Annotated[
+        int | None, typer.Option("--episodes", min=1, help="Mode meta: each site's episodes in the whole run.")
+    ] = None,
+    support_shots: Annotated[
+        int | None, typer.Option("--support-shots", min=1, help="Mode meta: samples that a task is adapted to.")
+    ] = None,
     overrides: Set = None,
     plugin: PluginFile = None,
     engine: EngineName = None,
@@ -60,12 +75,24 @@ def train(
     resume: Resume = False,
     as_json: Json = False,
 ) -> None:
-    """Train with the plan's first participant alone (centralised): the same client, a federation of one."""
+    """Train with the plan's first participant alone (centralised), or in another mode with all of them.
+
+    A plan that has a mode of its own, such as meta, keeps it.
+    """
+    keys = {"rounds": rounds, "meta.episodes": episodes, "meta.support_shots": support_shots}
     given = _overrides(overrides, engine)
-    given += [f"rounds={rounds}"] if rounds is not None else []
+    given += [f"{key}={value}" for key, value in keys.items() if value is not None]
     given += [f'mode="{mode}"'] if mode not in (None, "single") else []
-    alone = participants == 1 and mode in (None, "single")
-    _run(plan, given, plugin, out, resume=resume, as_json=as_json, alone=alone, participants=participants)
+
+    def chosen(loaded: "Plan") -> "Plan":
+        from astrofed.simulations.simulate import single, with_trainers
+
+        plain = mode == "single" or (mode is None and loaded.mode in ("single", "federated"))
+        if plain and participants in (None, 1):
+            return single(loaded)
+        return loaded if participants is None else with_trainers(loaded, participants)
+
+    _run(plan, given, plugin, out, resume=resume, as_json=as_json, chosen=chosen)
 
 
 def _overrides(overrides: list[str] | None, engine: Engine | None) -> list[str]:
@@ -80,8 +107,7 @@ def _run(
     *,
     resume: bool,
     as_json: bool,
-    alone: bool,
-    participants: int | None = None,
+    chosen: "Callable[[Plan], Plan]",
 ) -> None:
     screen = console(as_json=as_json)
     from astrofed.shared.plan import load_plan
@@ -90,12 +116,8 @@ def _run(
     with only_json(as_json), screen.status("loading …"):
         from astrofed.commands.progress import Progress, show_result
         from astrofed.simulations.simulate import simulate as run_plan
-        from astrofed.simulations.simulate import single, with_trainers
 
-    if alone:
-        loaded = single(loaded)
-    elif participants is not None:
-        loaded = with_trainers(loaded, participants)
+    loaded = chosen(loaded)
     with only_json(as_json), Progress(screen) as progress:
         result = run_plan(loaded, out=out, resume=resume, plugins=plugins or [], observer=progress)
     if as_json:

@@ -32,6 +32,7 @@ from astrofed.client.site import Site, SiteSummary
 from astrofed.client.task import Statistics, Task, TrainInstruction, TrainOutcome
 from astrofed.client.tasks.datacube_baselines import climatology, persistence, pooled_ridge, ridge, ridge_equations
 from astrofed.client.tasks.datacube_batches import Batch, batches, stack
+from astrofed.client.tasks.datacube_episodes import WorldEpisodes
 from astrofed.client.tasks.datacube_physics import PhysicsFixers, PhysicsTerm, compliance_metrics
 from astrofed.client.tasks.datacube_samples import (
     Sample,
@@ -61,6 +62,7 @@ class DatacubeEmulation(Task):
     """Predicts a world's following months from the preceding ones, on five physical axes, with DP-SGD per world."""
 
     supports_privacy: ClassVar[bool] = True
+    few_shot = WorldEpisodes
 
     class Options(DatacubeLayout):
         """The datacube's layout, and what is held out and how training samples are varied."""
@@ -104,19 +106,19 @@ class DatacubeEmulation(Task):
             BudgetSpent, BudgetUnreachable: the plan doesn't fit into what is left for the world.
         """
         world = self.world
-        training = self._training_samples() if self.site.role == "train" else []
+        training = self.samples_to_train_on() if self.site.role == "train" else []
         frames = f"{world.epochs} epochs of {world.months} months"
         grid = "levels, latitudes, longitudes {} x {} x {}".format(*world.fields.shape[3:])
         return SiteSummary(
             name=self.site.name,
             role=self.site.role,
             num_examples=len(training),
-            num_eval_examples=len(self._evaluation_samples()),
+            num_eval_examples=len(self.evaluation_samples()),
             num_units=1,
             unit=_unit(world),
             fingerprint=world.cube.fingerprint,
             description=f"world {world.cube.planet.name}: {frames}, {grid}"
-            + (f"; {self._protect().outlook()}" if self.plan.privacy and self.site.role == "train" else ""),
+            + (f"; {self.protection().outlook()}" if self.plan.privacy and self.site.role == "train" else ""),
         )
 
     def statistics(self) -> dict[str, NDArray[np.float64]]:
@@ -129,7 +131,7 @@ class DatacubeEmulation(Task):
             return {}
         if self.plan.privacy is not None or self.plan.central_privacy is not None:
             return public_scales(self.world.fields.shape[3], self.options.variables)
-        world, samples = self.world, self._training_samples()
+        world, samples = self.world, self.samples_to_train_on()
         before, after = self.options.months_in, self.options.months_out
         frames = sorted({(m, e) for s in samples for m in range(s.target - before, s.target + after) for e in s.epochs})
         scales = site_scales(world.fields.numpy(), frames, world.cube.lat_deg, self.options.variables, self.site.name)
@@ -140,8 +142,8 @@ class DatacubeEmulation(Task):
 
         Without privacy the metrics are the dimensionless loss, with it what is spent so far.
         """
-        world, scales, samples = self.world, self._scales(statistics), self._training_samples()
-        loss, privacy, training = self._loss(world, scales), self.plan.privacy, self.plan.training
+        world, scales, samples = self.world, self.scales(statistics), self.samples_to_train_on()
+        loss, privacy, training = self.loss(scales), self.plan.privacy, self.plan.training
         size = training.batch_size if privacy is None else privacy.micro_batch or PRIVATE_BATCH
 
         def source(generator: torch.Generator) -> Iterator[Batch]:
@@ -162,7 +164,7 @@ class DatacubeEmulation(Task):
                 return loss(model, batch) * len(batch.samples) / len(samples)
 
             whole = Parts([lambda: source(generator)], share)
-            return TrainOutcome(len(samples), self._protect().train(model, whole, instruction))
+            return TrainOutcome(len(samples), self.protection().train(model, whole, instruction))
         fit = train_locally(model, source, loss, training, instruction, self.plan.rounds)
         return TrainOutcome(num_examples=len(samples), metrics={"loss": fit.loss})
 
@@ -172,7 +174,13 @@ class DatacubeEmulation(Task):
         "loss" is the root mean square error over variables and levels in units of a typical month-to-month change, so
         that persistence scores about 1 (where worlds are private, of the public scale of change); "rmse/…" are in SI.
         """
-        world, scales, samples = self.world, self._scales(statistics), self._evaluation_samples()
+        return self.scores(model, statistics, self.evaluation_samples(), with_baselines=with_baselines)
+
+    def scores(
+        self, model: nn.Module, statistics: Statistics, samples: Sequence[Sample], *, with_baselines: bool
+    ) -> dict[str, float]:
+        """Return errors and physics compliance on any samples; keys as in `evaluate`."""
+        world, scales = self.world, self.scales(statistics)
         predictions = list(self._predictions(model, scales, samples))
         metrics = self._scored(scales, samples, predictions, prefix="", levels=True)
         metrics |= compliance_metrics(world, samples, predictions, with_data=with_baselines)
@@ -184,18 +192,20 @@ class DatacubeEmulation(Task):
 
     def showcase(self, model: nn.Module, statistics: Statistics) -> dict[str, Any]:
         """Return maps of truth, prediction and error for the middle one of the held-out months."""
-        samples = self._evaluation_samples()
+        samples = self.evaluation_samples()
         sample = samples[len(samples) // 2]
-        prediction = next(iter(self._predictions(model, self._scales(statistics), [sample])))
+        prediction = next(iter(self._predictions(model, self.scales(statistics), [sample])))
         return maps(self.world, sample, prediction)
 
-    def _protect(self) -> Protection:
+    def protection(self) -> Protection:
+        """Return what protects the site's world; the plan has a [privacy] section."""
         if self._protection is None:
             cube = self.world.cube
             self._protection = Protection(self.plan, self.site, cube.fingerprint, _unit(self.world), units=1)
         return self._protection
 
-    def _scales(self, statistics: Statistics) -> Scales:
+    def scales(self, statistics: Statistics) -> Scales:
+        """Return the pooled scales (LevelsDiffer where they are of another number of levels)."""
         scales, levels = Scales.pooled(statistics), self.world.fields.shape[3]
         if scales.change.shape[3] != levels:
             raise LevelsDiffer(
@@ -204,7 +214,10 @@ class DatacubeEmulation(Task):
             )
         return scales
 
-    def _loss(self, world: World, scales: Scales) -> Callable[[nn.Module, Batch], Tensor]:
+    def loss(self, scales: Scales) -> Callable[[nn.Module, Batch], Tensor]:
+        """Return the loss of a batch: squared errors in units of change, area-weighted, and the physics' residuals."""
+        world = self.world
+
         def loss(model: nn.Module, batch: Batch) -> Tensor:
             if self.site.corrupt_inputs is not None:
                 batch = replace(batch, state=self.site.corrupt_inputs(batch.state))
@@ -255,10 +268,12 @@ class DatacubeEmulation(Task):
             found["ridge"] = lambda world, sample: ridge(world, sample, coefficients)
         return found
 
-    def _training_samples(self) -> list[Sample]:
+    def samples_to_train_on(self) -> list[Sample]:
+        """Return the samples that are not held out."""
         return training_samples(self.world.months, self.world.epochs, self.options, self.options.held_out_months)
 
-    def _evaluation_samples(self) -> list[Sample]:
+    def evaluation_samples(self) -> list[Sample]:
+        """Return the held-out samples; of a world that only evaluates all."""
         if self.site.role == "evaluate":
             return all_samples(self.world.months, self.world.epochs, self.options)
         return held_out_samples(self.world.months, self.world.epochs, self.options, self.options.held_out_months)

@@ -23,8 +23,9 @@ from astrofed.client.privacy.units import Rows, padded
 from astrofed.client.site import Site, SiteSummary
 from astrofed.client.task import Statistics, Task, TrainInstruction, TrainOutcome
 from astrofed.client.tasks.planets_catalogue import Catalogue, read_catalogue
+from astrofed.client.tasks.planets_episodes import PlanetEpisodes, in_company
 from astrofed.client.tasks.planets_scores import (
-    baselines,
+    baseline_scores,
     predict,
     scored_units,
     scores,
@@ -46,6 +47,7 @@ class PlanetSurrogate(Task):
     """Predicts a planet's equilibrium temperature and radius from its star and orbit, with DP-SGD per planet."""
 
     supports_privacy: ClassVar[bool] = True
+    few_shot = PlanetEpisodes
 
     class Options(Section):
         """What is held out."""
@@ -95,22 +97,16 @@ class PlanetSurrogate(Task):
             unit=table.privacy_unit,
             fingerprint=table.fingerprint,
             description=f"{len(table)} planets: {temperatures} measured temperatures, {radii} measured radii"
-            + (f"; {self._protect().outlook()}" if self.plan.privacy and self.site.role == "train" else ""),
+            + (f"; {self.protection().outlook()}" if self.plan.privacy and self.site.role == "train" else ""),
         )
 
     def train(self, model: nn.Module, statistics: Statistics, instruction: TrainInstruction) -> TrainOutcome:
         """Train for one round; with privacy the metrics are what is spent so far, without it the dimensionless loss."""
-        planets, privacy = self.catalogue.training, self.plan.privacy
-        features, targets = planets.features, planets.targets
-        if self.site.corrupt_inputs is not None:
-            features = self.site.corrupt_inputs(features)
-        if self.site.corrupt_targets is not None:
-            targets = self.site.corrupt_targets(targets)
-        rows = (features, targets, planets.given)
+        planets, privacy, rows = self.catalogue.training, self.plan.privacy, self.training_rows()
         if privacy is not None:
             index, counted = padded(planets.unit)
             units = Rows((*(column[index] for column in rows), counted.float()), _unit_loss, privacy.micro_batch)
-            return TrainOutcome(len(planets), self._protect().train(model, units, instruction))
+            return TrainOutcome(len(planets), self.protection().train(model, units, instruction))
 
         def batches(generator: torch.Generator) -> Iterator[Units]:
             order = torch.randperm(len(planets), generator=generator)
@@ -124,10 +120,7 @@ class PlanetSurrogate(Task):
         """Return errors on the held-out planets (keys and units: `planets_scores.scores`)."""
         planets = self.catalogue.held_out
         metrics = scores(predict(model, planets), planets)
-        if with_baselines:
-            for name, guesses in baselines(planets).items():
-                metrics |= {f"baseline/{name}/{key}": value for key, value in scores(guesses, planets).items()}
-        return metrics
+        return metrics | (baseline_scores(planets) if with_baselines else {})
 
     def evaluated_units(self, metric: str) -> int:
         """Return how many units with the metric's target are held out."""
@@ -139,9 +132,21 @@ class PlanetSurrogate(Task):
         planets = self.catalogue.held_out
         return unit_errors(predict(model, planets), planets)
 
-    def _protect(self) -> Protection:
+    def training_rows(self) -> Units:
+        """Return features [planet, feature], targets and which are given [planet, target], as training sees them."""
+        planets = self.catalogue.training
+        features, targets = planets.features, planets.targets
+        if self.site.corrupt_inputs is not None:
+            features = self.site.corrupt_inputs(features)
+        if self.site.corrupt_targets is not None:
+            targets = self.site.corrupt_targets(targets)
+        return features, targets, planets.given
+
+    def protection(self) -> Protection:
+        """Return what protects the site's planets; the plan has a [privacy] section."""
         if self._protection is None:
-            table, units = self.catalogue.table, self.catalogue.training.num_units
+            table, training = self.catalogue.table, self.catalogue.training
+            units = training.num_units if self.plan.mode != "meta" else len(in_company(training.star))
             self._protection = Protection(self.plan, self.site, table.fingerprint, table.privacy_unit, units)
         return self._protection
 

@@ -82,6 +82,7 @@ class Planets:
     given: Tensor  # [planet, target] float32: 1 where there is a target, else 0
     zero_albedo: Tensor  # [planet] float64: log10 of the zero-albedo equilibrium temperature in K, or NaN
     unit: NDArray[np.str_]  # [planet]: the name of the privacy unit it belongs to
+    star: NDArray[np.str_]  # [planet]: the name of its star
 
     def __len__(self) -> int:
         return len(self.features)
@@ -95,7 +96,12 @@ class Planets:
         """Return the planets of those rows."""
         kept = torch.from_numpy(rows)
         return Planets(
-            self.features[kept], self.targets[kept], self.given[kept], self.zero_albedo[kept], self.unit[rows]
+            self.features[kept],
+            self.targets[kept],
+            self.given[kept],
+            self.zero_albedo[kept],
+            self.unit[rows],
+            self.star[rows],
         )
 
 
@@ -141,6 +147,7 @@ def _catalogue(table: Table, share: float) -> Catalogue:
         given=torch.from_numpy(given.astype(np.float32)),
         zero_albedo=torch.from_numpy(zero_albedo),
         unit=table.text(table.privacy_key),
+        star=table.text("hostname"),
     )
     hidden, some = held_out(table.text("hostname"), share), given.any(axis=1)
     return Catalogue(table, planets.where(some & ~hidden), planets.where(some & hidden), int(hidden.sum()))

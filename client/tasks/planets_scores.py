@@ -96,5 +96,11 @@ def _by_unit(squares: Tensor, given: Tensor, unit: NDArray[np.str_]) -> NDArray[
     return total[count > 0] / count[count > 0]
 
 
+def baseline_scores(planets: Planets) -> dict[str, float]:
+    """Return the errors of all baselines, by "baseline/<name>/<metric>"."""
+    found = {name: scores(guesses, planets) for name, guesses in baselines(planets).items()}
+    return {f"baseline/{name}/{key}": value for name, metrics in found.items() for key, value in metrics.items()}
+
+
 def _root_mean_square(errors: Tensor) -> float:
     return float(errors.square().mean().sqrt())

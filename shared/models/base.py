@@ -1,7 +1,7 @@
 """The base of all models: built from a plan alone, so that server and sites make the same one."""
 
 from abc import ABC, abstractmethod
-from typing import Self
+from typing import ClassVar, Self
 
 from torch import nn
 
@@ -18,6 +18,9 @@ class NoSignature(UserMistake):
 
 class Model(nn.Module, ABC):
     """A network that a plan names. Its shapes follow from the plan; it knows no data."""
+
+    last_layers: ClassVar[tuple[str, ...]] = ()
+    """Names, or their beginnings, of the last layers' parameters: what algorithms adapt that leave the features."""
 
     class Options(Section):
         """The model's own keys in the plan's [model] section."""

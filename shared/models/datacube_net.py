@@ -5,7 +5,7 @@ and longitude, beside a linear map at full resolution. The climate months of a s
 geological epochs by deep sets. It knows no batch statistics and no grid size; on a sphere it has no seam in longitude.
 """
 
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,8 @@ class DatacubeShapeError(ValueError):
 
 class DatacubeNet(Model):
     """Predicts standardised changes of the climate from the months before; a 3-D U-Net for worlds."""
+
+    last_layers: ClassVar[tuple[str, ...]] = ("norm.", "head.", "linear.")
 
     class Options(Section):
         """Size of the network."""

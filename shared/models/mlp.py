@@ -1,6 +1,6 @@
 """A multilayer perceptron beside a linear map, for tables: small, smooth, and without layers that see other rows."""
 
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ class RowShapeError(ValueError):
 
 class MLP(Model):
     """Predicts numbers from a row of numbers; a perceptron plus a linear map, both near zero before training."""
+
+    last_layers: ClassVar[tuple[str, ...]] = ("head.", "linear.")
 
     class Options(Section):
         """Size of the network."""

@@ -329,8 +329,8 @@ def test_a_worlds_gradient_is_the_mean_over_all_its_training_months(store: Store
     task, model = open_site(store(small_world()), given), build_model(given)
     assert isinstance(task, DatacubeEmulation)
     statistics, before = task.statistics(), [p.detach().clone() for p in model.parameters()]
-    loss, samples = task._loss(task.world, task._scales(statistics)), task._training_samples()
-    total = torch.stack([loss(model, stack(task.world, [s], task._scales(statistics))) for s in samples]).mean()
+    loss, samples = task.loss(task.scales(statistics)), task.samples_to_train_on()
+    total = torch.stack([loss(model, stack(task.world, [s], task.scales(statistics))) for s in samples]).mean()
     gradient = torch.cat([g.flatten() for g in torch.autograd.grad(total, list(model.parameters()))])
     task.train(model, statistics, TrainInstruction(1, 1))
     step = torch.cat([(b - p).detach().flatten() for p, b in zip(model.parameters(), before, strict=True)])

@@ -16,7 +16,7 @@ def planets(temperatures_k: list[float], radii: list[float], given: list[list[in
     mask = torch.tensor(given, dtype=torch.float32)
     targets = ((logs - torch.from_numpy(TARGET_CENTRE)) / torch.from_numpy(TARGET_WIDTH)).float() * mask
     names = np.arange(len(given)).astype(np.str_)
-    return Planets(torch.zeros(len(given), 16), targets, mask, logs[:, 0], names)
+    return Planets(torch.zeros(len(given), 16), targets, mask, logs[:, 0], names, names)
 
 
 def test_errors_are_in_kelvin_earth_radii_dex_and_widths() -> None:
