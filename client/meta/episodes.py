@@ -101,6 +101,10 @@ class FewShot(ABC, Generic[B]):
     def num_scored(self) -> int:
         """Return how many samples `evaluate` scores."""
 
+    def evaluated_units(self, metric: str) -> int:
+        """Return how many privacy units a metric of `evaluate` is of; 1 where that isn't known, see `Task`."""
+        return 1
+
 
 def kind_of(cls: type[FewShot[Any]], plan: Plan) -> str:
     """Return what one task is in a plan of mode 'meta'.

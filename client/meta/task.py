@@ -102,6 +102,10 @@ class MetaTask(Task):
         plain = {name: value for name, value in scores.before.items() if not name.startswith(("baseline/", "physics/"))}
         return {**scores.after, **{f"unadapted/{name}": value for name, value in plain.items()}}
 
+    def evaluated_units(self, metric: str) -> int:
+        """Return how many privacy units a metric is of; `unit_errors` has none: adapted ones are not of one unit."""
+        return self._few_shot.evaluated_units(metric.removeprefix("unadapted/"))
+
     def showcase(self, model: nn.Module, statistics: Statistics) -> dict[str, Any]:
         """Return the task's own pictures, of the model adapted to this site where it has one."""
         own = self._adapt(model, statistics, with_baselines=False).model

@@ -25,6 +25,7 @@ from astrofed.client.task import Statistics, Task, TrainInstruction, TrainOutcom
 from astrofed.client.tasks.planets_catalogue import Catalogue, read_catalogue
 from astrofed.client.tasks.planets_episodes import PlanetEpisodes, in_company
 from astrofed.client.tasks.planets_scores import (
+    bare_metric,
     baseline_scores,
     predict,
     scored_units,
@@ -124,8 +125,7 @@ class PlanetSurrogate(Task):
 
     def evaluated_units(self, metric: str) -> int:
         """Return how many units with the metric's target are held out."""
-        score = metric.split("/", 2)[2] if metric.startswith("baseline/") and metric.count("/") > 1 else metric
-        return scored_units(self.catalogue.held_out, score)
+        return scored_units(self.catalogue.held_out, bare_metric(metric))
 
     def unit_errors(self, model: nn.Module, statistics: Statistics) -> dict[str, NDArray[np.float64]]:
         """Return [unit] mean squared errors on the held-out planets."""

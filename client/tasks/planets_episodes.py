@@ -21,7 +21,14 @@ from astrofed.client.privacy.protection import Protection
 from astrofed.client.privacy.units import Population, Rows
 from astrofed.client.task import Statistics
 from astrofed.client.tasks.planets_catalogue import Planets
-from astrofed.client.tasks.planets_scores import baseline_scores, predict, scores, unit_losses
+from astrofed.client.tasks.planets_scores import (
+    bare_metric,
+    baseline_scores,
+    predict,
+    scored_units,
+    scores,
+    unit_losses,
+)
 from astrofed.client.training import Loss
 from astrofed.shared.errors import UserMistake
 from astrofed.shared.plan import Plan, PlanError
@@ -99,6 +106,10 @@ class PlanetEpisodes(FewShot[Units]):
     def num_scored(self) -> int:
         """See `FewShot`."""
         return len(self._scored()[0])
+
+    def evaluated_units(self, metric: str) -> int:
+        """See `FewShot`."""
+        return scored_units(self._scored()[0], bare_metric(metric))
 
     def evaluate(
         self, model: nn.Module, statistics: Statistics, adapter: Adapter[Units], *, with_baselines: bool

@@ -96,6 +96,11 @@ def _by_unit(squares: Tensor, given: Tensor, unit: NDArray[np.str_]) -> NDArray[
     return total[count > 0] / count[count > 0]
 
 
+def bare_metric(name: str) -> str:
+    """Return which metric a baseline's metric is, without "baseline/<name>/"; any other name as it is."""
+    return name.split("/", 2)[2] if name.startswith("baseline/") and name.count("/") > 1 else name
+
+
 def baseline_scores(planets: Planets) -> dict[str, float]:
     """Return the errors of all baselines, by "baseline/<name>/<metric>"."""
     found = {name: scores(guesses, planets) for name, guesses in baselines(planets).items()}

@@ -18,7 +18,6 @@ from astrofed.client.meta.algorithms import MetaLoss
 from astrofed.client.meta.episodes import Stacked
 from astrofed.client.meta.keeping import MODEL, SCORES
 from astrofed.client.meta.task import MetaTask
-from astrofed.client.privacy.accounting import Event, epsilon
 from astrofed.client.site import Site
 from astrofed.client.task import TrainInstruction
 from astrofed.client.tasks.datacube import DatacubeEmulation
@@ -28,6 +27,7 @@ from astrofed.client.tasks.planets import PlanetSurrogate
 from astrofed.client.tasks.planets_episodes import PlanetEpisodes, TooFewForEpisodes
 from astrofed.shared.models.base import build_model
 from astrofed.shared.plan import Plan, PlanError, load_plan
+from astrofed.shared.privacy.accounting import Event, epsilon
 from astrofed.simulations.bundled import resolve_bundled
 from astrofed.simulations.compatibility import check_plan
 from astrofed.simulations.synthetic import synthetic_world
@@ -242,3 +242,11 @@ def test_too_few_months_for_an_episode_are_named(world: Path) -> None:
     task = open_task(plan, Site("a", world))
     with pytest.raises(TooFewMonths, match=r"10 samples are fewer than meta\.support_shots = 9 and 2 more"):
         task.train(build_model(plan), task.statistics(), TrainInstruction(1, seed=1))
+
+
+def test_a_sites_policy_hears_of_how_many_planets_a_score_is() -> None:
+    task = opened(planets({"tasks": "stars"}))
+    scored = task.summary().num_eval_examples
+    for name in ("loss", "unadapted/loss", "baseline/constant/loss"):
+        assert task.evaluated_units(name) == scored
+    assert 0 < task.evaluated_units("rmse/pl_eqt") < scored and task.evaluated_units("no such metric") == 0
