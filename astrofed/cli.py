@@ -5,7 +5,7 @@ from typing import NoReturn
 
 import typer
 
-from astrofed.commands import bench, client, data, export, plan, record, run
+from astrofed.commands import bench, client, data, export, plan, record, run, server
 
 app = typer.Typer(
     name="astrofed",
@@ -23,6 +23,7 @@ app.command(epilog="Example: astrofed export runs/quickstart --onnx climate.onnx
 app.add_typer(plan.app, name="plan")
 app.add_typer(data.app, name="data")
 app.add_typer(client.app, name="client")
+app.add_typer(server.app, name="server")
 app.add_typer(bench.app, name="bench")
 
 

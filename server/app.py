@@ -46,6 +46,7 @@ class Settings:
     plan: Plan
     out: Path
     resume: bool = False
+    quorum: int | None = None  # training sites with which a run may begin or be resumed; None: every participant
 
 
 def build_server_app(settings: Settings | None = None, observer: Observer | None = None) -> ServerApp:
@@ -72,7 +73,7 @@ def run_federation(grid: Grid, settings: Settings, observer: Observer) -> None:
     record = opened(settings.out, plan)
     strategy = build_strategy(plan)
     initial: Arrays = {name: tensor.numpy() for name, tensor in build_model(plan).state_dict().items()}
-    roster, refused = enrol(grid, plan)
+    roster, refused = enrol(grid, plan, settings.quorum)
     start = Start(
         previous=record.previous,
         time=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -84,15 +85,28 @@ def run_federation(grid: Grid, settings: Settings, observer: Observer) -> None:
     )
     if record.start is None:
         record.append(start)
-    elif [site.fingerprint for site in record.start.enrolled] != [site.fingerprint for site in start.enrolled]:
-        raise OtherPlan(f"{settings.out}: the participants' data are not those that the run began with; begin it anew")
-    if refused:
+    else:
+        roster = _as_begun(roster, record.start, settings)
+    if refused and (settings.quorum is None or len(roster.with_role("train")) < settings.quorum):
         raise NotEnrolled("; ".join(f"{site.participant} can't take part: {site.reason}" for site in refused))
     observer.started(plan, record.start or start)
     statistics = _statistics(grid, record, roster)
     federation = Federation(grid, plan, record, roster, statistics, strategy, initial, observer)
     federation.run()
     save_arrays(record.folder / MODEL, federation.model)
+
+
+def _as_begun(roster: Roster, start: Start, settings: Settings) -> Roster:
+    """Return who is there again of those that a run began with: all of them, or with a quorum perhaps fewer.
+
+    Raises:
+        OtherPlan: somebody's data are not those that the run began with.
+    """
+    now = {site.participant: site.fingerprint for site in roster.enrolled}
+    there = [site for site in start.enrolled if site.participant in now or settings.quorum is None]
+    if any(now.get(site.participant) != site.fingerprint for site in there):
+        raise OtherPlan(f"{settings.out}: the participants' data are not those that the run began with; begin it anew")
+    return Roster({site.participant: roster.nodes[site.participant] for site in there}, tuple(there))
 
 
 def _statistics(grid: Grid, record: RunRecord, roster: Roster) -> Statistics:

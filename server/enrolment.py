@@ -56,9 +56,12 @@ class Roster:
         return tuple(Quarantine(participant=self.name(item.node_id), reason=item.reason) for item in rejected)
 
 
-def enrol(grid: Grid, plan: Plan) -> tuple[Roster, tuple[Quarantine, ...]]:
-    """Ask every node who it is; return the roster and who could not enrol, with the reason."""
-    nodes = wait_for_nodes(grid, len(plan.participants), CONNECT_TIMEOUT_S)
+def enrol(grid: Grid, plan: Plan, quorum: int | None = None) -> tuple[Roster, tuple[Quarantine, ...]]:
+    """Ask every node who it is; return the roster and who could not enrol, with the reason.
+
+    With a `quorum` no more nodes than that are waited for.
+    """
+    nodes = wait_for_nodes(grid, quorum or len(plan.participants), CONNECT_TIMEOUT_S)
     replies = ask(grid, nodes, "query.enrol", {"plan": plan.to_json()}, plan.strategy.timeout_s)
     found: dict[str, tuple[int, Enrolled]] = {}
     reasons: list[str] = []

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astrofed.shared.wire import BadFrames, join_frames, split_frames
+from astrofed.server.service.frames import BadFrames, join_frames, split_frames
 
 
 @given(st.lists(st.binary(max_size=40), max_size=6))

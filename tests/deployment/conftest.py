@@ -1,0 +1,189 @@
+"""A server on loopback with its own processes, and sites for it; everything is killed at the end."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from astrofed.server.service.jobs import ENDED, Job, Jobs, State
+from astrofed.server.service.setup import enroll_site, make_server, submit_plan
+from astrofed.server.service.sites import file_name
+from astrofed.shared.keys import new_node_key, write_key
+from astrofed.shared.membership import OfferedDataset, make_request
+
+PATIENCE_S = 240.0  # the machine may be busy with other things
+
+
+class Deployment:
+    """One server's folder, its processes, and sites' keys and processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.home, self.sites = folder, folder / "server", folder / "sites"
+        self.port, self.admin_port = _free_port(), _free_port()
+        self.sites.mkdir()
+        self.keys: dict[str, ec.EllipticCurvePrivateKey] = {}
+        self.server: subprocess.Popen[bytes] | None = None
+        self._processes: list[subprocess.Popen[bytes]] = []
+        given = {"name": "test", "host": "127.0.0.1", "listen": "127.0.0.1"}
+        for _ in make_server(self.home, {**given, "port": self.port, "admin_port": self.admin_port}):
+            pass
+
+    def enroll(self, *names: str, federation: str = "default") -> None:
+        """Make keys and requests for sites, and enroll them."""
+        for name in names:
+            key = self.keys[name] = new_node_key()
+            write_key(self.sites / f"{name}.key", key)
+            offered = OfferedDataset(name="planets", fingerprint="ab" * 32, unit="planet", units=100)
+            request = self.sites / f"{name}.request.json"
+            request.write_text(make_request(name, "test@example.org", [offered], key).to_json())
+            for _ in enroll_site(self.home, request, (federation,), out=self.sites / f"{name}.welcome.json"):
+                pass
+
+    def start(self) -> None:
+        """Start the server and wait until it is ready."""
+        command = [sys.executable, "-m", "astrofed.cli", "server", "start", "--home", str(self.home)]
+        self.server = self._spawn(command, "server")
+        self.until(lambda: b"ready: sites reach it" in (self.folder / "server.out").read_bytes(), "the server is ready")
+
+    def stop(self) -> int:
+        """End the server as systemd does; return its exit code."""
+        assert self.server is not None
+        self.server.send_signal(signal.SIGTERM)
+        return self.server.wait(PATIENCE_S)
+
+    def connect(self, *names: str) -> subprocess.Popen[bytes]:
+        """Start a process with these sites' nodes."""
+        script = Path(__file__).with_name("small_node.py")
+        return self._spawn([sys.executable, str(script), str(self.sites), *names], f"nodes-{names[0]}")
+
+    def submit(self, plan: dict[str, Any], **options: Any) -> Job:
+        """Submit a plan."""
+        path = self.folder / f"{plan['name']}.toml"
+        path.write_text(tomli_w.dumps(plan))
+        given = {"name": None, "federation": "default", "wait_s": PATIENCE_S, "quorum": None, "valid_days": 1.0}
+        job, _ = submit_plan(self.home, path, [], **{**given, **options})
+        return job
+
+    def state(self, run: str) -> State:
+        """How a run stands."""
+        return Jobs(self.home / "jobs").get(run).state
+
+    def finish(self, run: str) -> State:
+        """Wait until a run has ended; return how."""
+        self.until(lambda: self.state(run).status in ENDED, f"run {run} ends")
+        return self.state(run)
+
+    def reach(self, run: str, number: int) -> None:
+        """Wait until a round of a run is complete."""
+        self.until(lambda: (self.state(run).round or 0) >= number or self.state(run).status in ENDED, f"round {number}")
+
+    def run_folder(self, run: str) -> Path:
+        """Where a run's record lies."""
+        return self.home / "runs" / file_name(run)
+
+    def children(self, module: str) -> list[int]:
+        """Return the ids of the server's processes that run a module."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    words = (entry / "cmdline").read_bytes().split(b"\0")
+                except OSError:
+                    continue
+                if module.encode() in words and str(self.home).encode() in words:
+                    found.append(int(entry.name))
+        return found
+
+    def kill(self, module: str) -> int:
+        """Kill the process that runs a module; return its id."""
+        (process,) = self.children(module)
+        os.kill(process, signal.SIGKILL)
+        return process
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait for a condition."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert time.monotonic() < deadline, f"not within {PATIENCE_S:g} s: {what}\n{self.logs()}"
+            time.sleep(0.05)
+
+    def logs(self) -> str:
+        """Return the ends of all logs, for failures."""
+        files = [*self.folder.glob("*.out"), *self.home.glob("logs/*"), *self.home.glob("jobs/*/worker.*")]
+        return "\n".join(f"== {file}\n{file.read_text(errors='replace')[-3000:]}" for file in files)
+
+    def close(self) -> None:
+        """Kill every process."""
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+        # what the server started dies with it; the kernel sees to that, and we see that it did
+        self.until(lambda: not self.children("astrofed.server.service.link_app"), "the link died with the server")
+
+    def _spawn(self, command: list[str], name: str) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{name}.out").open("wb") as out:
+            process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        self._processes.append(process)
+        return process
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """A server's folder without processes; those that a test starts are killed at the module's end."""
+    made = Deployment(tmp_path_factory.mktemp("d"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def planets() -> dict[str, Any]:
+    """A plan of four observatories by the names of their sites; a round takes a fraction of a second."""
+    return {
+        "name": "small",
+        "seed": 3,
+        "rounds": 3,
+        "task": {"name": "planets"},
+        "model": {"name": "mlp"},
+        "training": {"batch_size": 32, "learning_rate": 0.003, "optimizer": "adam"},
+        "strategy": {"name": "FedAvg"},
+        "engine": {"threads": 1},
+        "participants": [{"name": name, "data": "planets"} for name in ("tess", "k2", "la_silla", "keck")],
+    }
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], str]:
+    """Return the digest of the model that the embedded engine makes of a plan, in a process of its own."""
+
+    def digest(plan: dict[str, Any]) -> str:
+        folder = tmp_path_factory.mktemp("embedded")
+        local = [{**each, "data": f"bundled:planets/{each['name']}"} for each in plan["participants"]]
+        (folder / "plan.toml").write_text(tomli_w.dumps({**plan, "participants": local}))
+        command = [sys.executable, "-m", "astrofed.cli", "simulate", str(folder / "plan.toml"), "--json"]
+        done = subprocess.run([*command, "--out", str(folder / "run")], capture_output=True, text=True, check=True)
+        return _digest(Path(json.loads(done.stdout)["model"]))
+
+    return digest
+
+
+def _digest(path: Path) -> str:
+    import hashlib
+
+    return hashlib.sha256(path.read_bytes()).hexdigest()
