@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from astrofed.commands import site
 from astrofed.commands.output import console, only_json, print_json
 from astrofed.commands.run import Json
 
@@ -34,6 +35,14 @@ Accept = Annotated[
 @app.callback()
 def _group() -> None:
     """What a site does on its own machine."""
+
+
+_example = "Example: astrofed client"
+app.command(epilog=f"{_example} init home --name kepler --contact ops@example.org --data kepler=/data/k.parquet")(
+    site.init
+)
+app.command(epilog=f"{_example} join welcome.json home")(site.join)
+app.command(epilog=f"{_example} start home")(site.start)
 
 
 @app.command(

@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydantic import ValidationError
 
 from astrofed.client.service.home import Home
@@ -80,7 +79,7 @@ class Gatekeeper:
 
     def _check_coordinator(self) -> None:
         """Check that the policy knows the coordinator by its key."""
-        if self._policy.coordinator(self._key.public_bytes(Encoding.Raw, PublicFormat.Raw)) is None:
+        if self._policy.coordinator(self._key.public_bytes_raw()) is None:
             raise Refused(
                 "the site's policy names no coordinator with the plan key "
                 f"{grouped(fingerprint(self._key))}; its operator can add it"

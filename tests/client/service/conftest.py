@@ -246,3 +246,9 @@ def wait_until() -> Callable[..., None]:
 def model(plan: str) -> ArrayRecord:
     """The plan's initial model."""
     return model_record(plan)
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A certificate for this machine, in PEM."""
+    return _certificate(tmp_path_factory.mktemp("certificate"))
