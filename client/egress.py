@@ -109,9 +109,12 @@ class Gate:
             length = update_norm(state, sent)
             if length > rules.max_update_norm:
                 raise Withheld(f"the update is longer than the {rules.max_update_norm:g} that the site's policy allows")
-        if self._proof is not None:
-            self._proof.check(mark, number, self._task.summary().fingerprint)
-        metrics = self._training_metrics(outcome.metrics)
+        spent = dict[str, float]()
+        if self._proof is not None and self._plan.privacy is not None:
+            events = self._proof.check(mark, number, self._task.summary().fingerprint)
+            if rules is not None:
+                spent = {"epsilon": self._proof.epsilon(events), "delta": self._plan.privacy.delta}
+        metrics = self._training_metrics(outcome.metrics, spent)
         count = self._count(outcome.num_examples, training=True)
         told = _record({**metrics, COUNT: count})
         return Cleared(records.content({"arrays": from_model(model), "metrics": told}))
@@ -146,20 +149,18 @@ class Gate:
         count = self._count(task.summary().num_eval_examples, training=False)
         return Cleared(records.content({"metrics": _record({**metrics, COUNT: count})}))
 
-    def _training_metrics(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
+    def _training_metrics(self, metrics: Mapping[str, float], spent: Mapping[str, float]) -> Mapping[str, float]:
+        """Return what may be told of a training; with a policy, what is spent is what the ledger says."""
         rules = self._rules
         if rules is None:
             return metrics
-        numbers, spent = _numbers(metrics), dict[str, float]()
-        if self._plan.privacy is not None and self._proof is not None:
-            summary = self._task.summary()
-            spent = {"epsilon": self._proof.epsilon(summary.fingerprint), "delta": self._plan.privacy.delta}
-        others = {name: value for name, value in numbers.items() if name not in SPENT}
-        units = self._task.summary().num_units
-        if self._noisy is None and units >= rules.min_units:
-            others = {name: rounded(value, rules.digits) for name, value in others.items() if rules.allows_metric(name)}
-            return {**others, **spent}
-        return spent
+        numbers = {name: value for name, value in _numbers(metrics).items() if name not in SPENT}
+        if rules.noise is not None or self._task.summary().num_units < rules.min_units:
+            return spent
+        return {
+            **{name: rounded(numbers[name], rules.digits) for name in numbers if rules.allows_metric(name)},
+            **spent,
+        }
 
     def _count(self, given: int, *, training: bool) -> int:
         if self._rules is None:

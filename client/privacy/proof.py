@@ -5,6 +5,7 @@ from astrofed.client.refusing import Withheld
 from astrofed.client.site import Site
 from astrofed.shared.plan import Plan
 from astrofed.shared.privacy.accounting import epsilon
+from astrofed.shared.privacy.events import Event
 
 
 class SpendingProof:
@@ -19,8 +20,10 @@ class SpendingProof:
         """Return where the ledger ends now."""
         return self._ledger.book().last
 
-    def check(self, mark: int, round_number: int, dataset: str) -> None:
+    def check(self, mark: int, round_number: int, dataset: str) -> list[Event]:
         """See to it that this round's training on the dataset is in the ledger beyond `mark`, and settled.
+
+        Returns all that was ever spent on the dataset.
 
         Raises:
             Withheld: it is not.
@@ -36,7 +39,8 @@ class SpendingProof:
                 f"the ledger knows nothing of private training in round {round_number}, so its update is withheld; the "
                 f"task {self._plan.task.name!r} must train by way of astrofed.client.privacy.protection"
             )
+        return [row.event for row in book.spending(dataset)]
 
-    def epsilon(self, dataset: str) -> float:
-        """Return what was ever spent on the dataset, at the plan's delta."""
-        return epsilon(self._ledger.events(dataset), self._delta)
+    def epsilon(self, spent: list[Event]) -> float:
+        """Return what that comes to at the plan's delta."""
+        return epsilon(spent, self._delta)
