@@ -1,4 +1,4 @@
-"""`astrofed client`: a site's own commands; so far what its privacy ledger says."""
+"""`astrofed client`: a site's own commands; what its policy allows and what its privacy ledger says."""
 
 import os
 from pathlib import Path
@@ -8,6 +8,7 @@ import typer
 
 from astrofed.commands import site
 from astrofed.commands.output import console, only_json, print_json
+from astrofed.commands.policy import check, show_policy
 from astrofed.commands.run import Json
 
 if TYPE_CHECKING:
@@ -30,6 +31,12 @@ Accept = Annotated[
     bool,
     typer.Option("--accept", help="Go on with a ledger that is in doubt, as it lies there; this is written into it."),
 ]
+
+
+app.command(
+    "check", epilog="Example: astrofed client check configs/observatories.toml --site Kepler --policy policy.toml"
+)(check)
+app.command("policy", epilog="Example: astrofed client policy policy.toml --new")(show_policy)
 
 
 @app.callback()
@@ -71,7 +78,7 @@ def ledger(
     if as_json:
         whole = {"ledger": str(home), "rows": book.last, "public_key": found.public_key, "accepted": accepted}
         print_json(
-            {**whole, "datasets": [asdict(each) for each in spent], "what_if": [_cost_json(each) for each in costs]}
+            {**whole, "datasets": [asdict(each) for each in spent], "what_if": [cost_json(each) for each in costs]}
         )
         return
     screen = console()
@@ -92,7 +99,7 @@ def ledger(
         )
         screen.print(_runs_table(each))
     for cost in costs:
-        say(f"\nwhat if {cost.participant} trained by this plan: {_cost(cost)}")
+        say(f"\nwhat if {cost.participant} trained by this plan: {cost_in_words(cost)}")
 
 
 def _home(path: Path, seals: Path | None) -> Path:
@@ -125,7 +132,8 @@ def _costs(found: "Ledger", path: Path) -> "list[Planned]":
     return planned(plan, [site for site in training if site.data.exists()] or training[:1], found)
 
 
-def _cost(cost: "Planned") -> str:
+def cost_in_words(cost: "Planned") -> str:
+    """Say what a plan would cost a participant."""
     found = cost.forecast
     if found is None:
         return f"refused; {cost.refused}"
@@ -136,7 +144,8 @@ def _cost(cost: "Planned") -> str:
     )
 
 
-def _cost_json(cost: "Planned") -> dict[str, Any]:
+def cost_json(cost: "Planned") -> dict[str, Any]:
+    """Return the same as plain data."""
     found = cost.forecast
     return {
         "participant": cost.participant,

@@ -13,7 +13,8 @@ import tomli_w
 
 COMMANDS = (
     "", "simulate", "train", "plan", "plan check", "plugins", "data", "data check", "data describe", "data stats",
-    "client", "client ledger", "bench", "bench engine", "bench aggregation", "export", "report", "verify",
+    "client", "client ledger", "client check", "client policy",
+    "bench", "bench engine", "bench aggregation", "export", "report", "verify",
 )  # fmt: skip
 
 
