@@ -4,7 +4,7 @@ What to run comes with the settings given here, or as run configuration: `plan` 
 run's folder) and `resume`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +16,7 @@ from astrofed.server.checkpoint import load_arrays, save_arrays
 from astrofed.server.enrolment import NotEnrolled, Roster, Statistics, enrol, gather_statistics
 from astrofed.server.federation import Arrays, Federation, Observer
 from astrofed.server.record import OtherPlan, RunRecord
+from astrofed.server.search.run import searched
 from astrofed.server.strategies.build import build_strategy
 from astrofed.shared.models.base import build_model
 from astrofed.shared.plan import Plan, plan_from_json
@@ -68,6 +69,20 @@ def run_federation(grid: Grid, settings: Settings, observer: Observer) -> None:
         StrategyFailed, NobodyAccepted, Interrupted, CannotWrite: see `Federation.run`.
         RunExists, OtherPlan, RecordBroken: see `RunRecord`.
     """
+    plan = settings.plan
+    if plan.mode == "nas":
+        plan = searched(
+            grid,
+            plan,
+            settings.out,
+            resume=settings.resume,
+            observer=observer,
+            run=lambda candidate, folder, hearing: _train(grid, Settings(candidate, folder, resume=True), hearing),
+        )
+    _train(grid, replace(settings, plan=plan), observer)
+
+
+def _train(grid: Grid, settings: Settings, observer: Observer) -> None:
     plan = settings.plan
     opened = RunRecord.resume if settings.resume else RunRecord.create
     record = opened(settings.out, plan)

@@ -57,11 +57,9 @@ class RunRecord:
             RunExists: the folder holds something.
             CannotWrite: disk full, or not writable.
         """
+        if plan.mode != "nas":  # whose search began in that folder, and saw that it was empty
+            check_empty(folder)
         try:
-            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-                raise RunExists(
-                    f"{folder} is not empty; give another folder with --out, or go on with its run by --resume"
-                )
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_write(folder, error) from error
@@ -80,7 +78,7 @@ class RunRecord:
         if not (folder / PLAN).is_file():
             return cls.create(folder, plan)
         stored = read_plan(folder)
-        different = _differences(stored.to_dict(), plan.to_dict())
+        different = differences(stored.to_dict(), plan.to_dict())
         if different:
             raise OtherPlan(
                 f"{folder} was begun with another plan (different: {', '.join(different)}); "
@@ -117,6 +115,20 @@ class RunRecord:
             self.start = line
         else:
             self.rounds.append(line)
+
+
+def check_empty(folder: Path) -> None:
+    """See that a run can begin in a folder: it is not there, or empty.
+
+    Raises:
+        RunExists: it holds something.
+        CannotWrite: it can't be looked into.
+    """
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise RunExists(f"{folder} is not empty; give another folder with --out, or go on with its run by --resume")
+    except OSError as error:
+        raise cannot_write(folder, error) from error
 
 
 def read_plan(folder: Path) -> Plan:
@@ -203,6 +215,7 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _differences(stored: dict[str, Any], given: dict[str, Any]) -> list[str]:
+def differences(stored: dict[str, Any], given: dict[str, Any]) -> list[str]:
+    """Return the keys outside [engine] in which two plans differ."""
     keys = sorted((stored.keys() | given.keys()) - {"engine"})
     return [key for key in keys if json.dumps(stored.get(key)) != json.dumps(given.get(key))]

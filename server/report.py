@@ -14,6 +14,7 @@ from astrofed.server.report_participation import MARKS, matrix, reasons
 from astrofed.server.report_plots import loss_plot, profile_plot
 from astrofed.server.report_run import Run, key_facts, open_run
 from astrofed.server.report_scores import loss_phrase, physics, scores
+from astrofed.server.report_search import Search, search_section
 from astrofed.server.report_sites import sites
 from astrofed.server.report_words import attacks, guarantees, verdict
 from astrofed.server.showcase import ShowcaseDamaged, read_showcase, write_showcase
@@ -34,11 +35,11 @@ def write_report(run: Path) -> Path:
         CannotWrite: disk full, or not writable.
     """
     path = run / REPORT
-    write_atomically(path, _page(open_run(run), *_maps(run)).encode())
+    write_atomically(path, _page(open_run(run), search_section(run), *_maps(run)).encode())
     return path
 
 
-def _page(run: Run, maps: list[Panels], maps_missing: str) -> str:
+def _page(run: Run, search: Search | None, maps: list[Panels], maps_missing: str) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -49,6 +50,7 @@ def _page(run: Run, maps: list[Panels], maps_missing: str) -> str:
     trained, unseen = scores(run.rounds, "metrics"), scores(run.rounds, "unseen")
     return environment.get_template("report.html").render(
         run=run,
+        search=search,
         numbers=numbers,
         verdict=verdict(run, trained),
         attacks=attacks(run),

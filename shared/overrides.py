@@ -22,7 +22,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         BadOverride: the text is not key=value, or the key leads nowhere.
     """
     key, equals, text = (part.strip() for part in override.partition("="))
-    path = [quoted or plain for quoted, plain in re.findall(r'"([^"]+)"|([^."]+)', key)]
+    path = _parts(key)
     if not equals or not path:
         raise BadOverride(f"--set {override!r}: expected key=value, such as --set rounds=3 or --set strategy.f=1")
     target: Any = data
@@ -35,6 +35,19 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         del target[last]
     else:
         raise BadOverride(f"--set {key}=: there is no {last!r} to remove; there are: {', '.join(target) or 'no keys'}")
+
+
+def set_key(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set what a dotted key names to a value as it is; tables on the way are made (BadOverride: it leads nowhere)."""
+    *way, last = _parts(key)
+    target: Any = data
+    for part in way:
+        target = _child(target, part, key, create=True)
+    target[last] = value
+
+
+def _parts(key: str) -> list[str]:
+    return [quoted or plain for quoted, plain in re.findall(r'"([^"]+)"|([^."]+)', key)]
 
 
 def _value(text: str) -> Any:

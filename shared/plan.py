@@ -21,6 +21,7 @@ from astrofed.shared.overrides import apply_override
 Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]*$")]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Value = bool | int | float | str | tuple[int, ...]
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
 
 
@@ -180,6 +181,43 @@ class Meta(Section):
         return -(-self.episodes // (rounds * batch_size))
 
 
+class Search(Section):
+    """Architecture search, for mode "nas": candidates are this plan with other values of some of its keys."""
+
+    space: Annotated[dict[str, Annotated[tuple[Value, ...], Field(min_length=1)]], Field(min_length=1)]
+    """The values that each key below `model` or `training` may take: {"model.depth" = [1, 2], ...}."""
+    algorithm: Literal["nsga2", "random"] = "nsga2"
+    candidates: Annotated[int, Field(ge=1)] = 16
+    """How many are proposed in all."""
+    population: Annotated[int, Field(ge=2)] = 8
+    """How many are proposed at once; the better part of them is trained further."""
+    rungs: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Rounds after which candidates are compared; by default a quarter, a half and all of the plan's."""
+    keep: Fraction = 0.5
+    """The share of a generation that goes on at each rung, the better part."""
+    rounds: Annotated[int, Field(ge=1)] | None = None
+    """The most rounds of training that all candidates may take together."""
+    objectives: Annotated[tuple[Literal["loss", "parameters", "latency"], ...], Field(min_length=1)] = (
+        "loss",
+        "parameters",
+    )
+    max_parameters: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if list(self.rungs) != sorted(set(self.rungs)):
+            raise ValueError(f"rungs: must grow (given: {list(self.rungs)})")
+        if self.objectives[0] != "loss" or len(set(self.objectives)) != len(self.objectives):
+            raise ValueError("objectives: 'loss' comes first, and each stands once")
+        if self.population > self.candidates:
+            raise ValueError(f"population: {self.population} is more than the {self.candidates} candidates in all")
+        return self
+
+    def steps(self, rounds: int) -> tuple[int, ...]:
+        """Return the rungs for a plan of so many rounds."""
+        return self.rungs or tuple(sorted({max(1, rounds // 4), max(1, rounds // 2), rounds}))
+
+
 class Strategy(Named):
     """How the server turns replies into the next model: a robust `rule` of ours, or any registered Flower strategy."""
 
@@ -218,7 +256,7 @@ class Plan(Section):
     """Everything a run does. Reproducible from this and the data alone."""
 
     name: Name
-    mode: Literal["single", "federated", "meta"] = "federated"
+    mode: Literal["single", "federated", "meta", "nas"] = "federated"
     seed: Annotated[int, Field(ge=0)] = 0
     rounds: Annotated[int, Field(ge=1)] = 1
     evaluate_every: Annotated[int, Field(ge=1)] = 1
@@ -232,6 +270,7 @@ class Plan(Section):
     privacy: Privacy | None = None
     central_privacy: CentralPrivacy | None = None
     strategy: Strategy = Strategy(name="FedAvg")
+    search: Search | None = None
     engine: Engine = Engine()
     participants: Annotated[tuple[Participant, ...], Field(min_length=1)]
 
@@ -254,7 +293,16 @@ class Plan(Section):
                 f"mode 'single' takes one training participant, the plan has {len(trainers)}; "
                 "use mode = 'federated' or `astrofed train`, which keeps the first"
             )
+        self._check_search()
         return self
+
+    def _check_search(self) -> None:
+        if (self.mode == "nas") != (self.search is not None):
+            raise ValueError(
+                "search: the section belongs to mode = 'nas' and mode 'nas' needs it; give both or neither"
+            )
+        if self.search is not None and self.search.steps(self.rounds)[-1] > self.rounds:
+            raise ValueError(f"search.rungs: the last is past the plan's {self.rounds} rounds; raise rounds")
 
     @property
     def trainers(self) -> tuple[Participant, ...]:

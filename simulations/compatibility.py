@@ -4,6 +4,7 @@ from astrofed.client.meta.algorithms import adapted_names
 from astrofed.client.meta.episodes import kind_of
 from astrofed.client.meta.task import few_shot_of
 from astrofed.client.task import Task
+from astrofed.server.search.space import check_space
 from astrofed.server.strategies.build import build_strategy, check_guarantee
 from astrofed.shared import registry
 from astrofed.shared.models.base import Model, build_model
@@ -22,11 +23,39 @@ def check_plan(plan: Plan) -> list[str]:
     check_options(task.Options, plan.task, "task")
     model = build_model(plan)
     build_strategy(plan)
+    if plan.mode == "nas":
+        check_space(plan)
     for participant in plan.participants:
         if participant.attack is not None:
             attack: type[Attack] = registry.get("attacks", participant.attack.name)
             check_options(attack.Options, participant.attack, f"participants.{participant.name}.attack")
-    return [*check_guarantee(plan), *_privacy(plan, task), *_mode(plan, task, model), *_faults(plan)]
+    return [
+        *check_guarantee(plan),
+        *_search(plan),
+        *_privacy(plan, task),
+        *_mode(plan, task, model),
+        *_faults(plan),
+    ]
+
+
+def _search(plan: Plan) -> list[str]:
+    if plan.search is None:
+        return []
+    if plan.privacy is not None and plan.privacy.epsilon is not None:
+        raise PlanError(
+            "privacy.epsilon: the first candidate of a search would spend all of it; give privacy.noise_multiplier, "
+            "and every candidate is charged to each site's ledger"
+        )
+    if plan.central_privacy is not None:
+        raise PlanError(
+            "central_privacy: not accounted over the candidates of a search; remove it, or use another mode"
+        )
+    charged = "; every candidate is charged to each site's ledger" if plan.privacy is not None else ""
+    return [
+        f"search: at most {plan.search.candidates} candidates of a space of {check_space(plan).size}, chosen by the "
+        "training sites' held-out data, so the winner's score there is optimistic; unseen participants test "
+        f"it{charged}"
+    ]
 
 
 def _privacy(plan: Plan, task: type[Task]) -> list[str]:

@@ -9,6 +9,7 @@ from torch import nn
 from astrofed.server.app import MODEL
 from astrofed.server.checkpoint import load_arrays
 from astrofed.server.record import NoRun, read_plan, read_record
+from astrofed.server.search.run import read_search
 from astrofed.shared.arrays import from_numpy, load_into
 from astrofed.shared.models.base import build_model
 from astrofed.shared.physics import CONSTRAINTS
@@ -96,6 +97,7 @@ class RunResult:
             "privacy": [spent.model_dump() for spent in self.privacy],
             "central_privacy": None if self.central_privacy is None else self.central_privacy.model_dump(),
             "physics": self.physics,
+            "search": None if (found := read_search(self.run)) is None else found.model_dump(mode="json"),
             "model": str(self.model_path),
             "report": str(self.report),
         }

@@ -61,6 +61,11 @@ class Progress:
         if entry.round < self._rounds and not self._stop.is_set():
             self._status.update(f"round {entry.round + 1} of {self._rounds} …")
 
+    def said(self, line: str) -> None:
+        """Show a line."""
+        self._console.print(escape(line), highlight=False)
+        self._status.update("the next candidate …")
+
     def should_stop(self) -> bool:
         """Whether Ctrl-C was pressed."""
         return self._stop.is_set()

@@ -52,9 +52,7 @@ def simulate(
 
 def train(
     plan: PlanFile,
-    mode: Annotated[
-        str | None, typer.Option("--mode", help="Override the plan's mode: single, federated or meta.")
-    ] = None,
+    mode: Annotated[str | None, typer.Option("--mode", help="Override the plan's mode.")] = None,
     participants: Annotated[
         int | None,
         typer.Option(
@@ -68,6 +66,10 @@ def train(
     support_shots: Annotated[
         int | None, typer.Option("--support-shots", min=1, help="Mode meta: samples that a task is adapted to.")
     ] = None,
+    search_epochs: Annotated[
+        int | None,
+        typer.Option("--search-epochs", min=1, help="Mode nas: the most rounds that all candidates may take together."),
+    ] = None,
     overrides: Set = None,
     plugin: PluginFile = None,
     engine: EngineName = None,
@@ -79,7 +81,12 @@ def train(
 
     A plan that has a mode of its own, such as meta, keeps it.
     """
-    keys = {"rounds": rounds, "meta.episodes": episodes, "meta.support_shots": support_shots}
+    keys = {
+        "rounds": rounds,
+        "meta.episodes": episodes,
+        "meta.support_shots": support_shots,
+        "search.rounds": search_epochs,
+    }
     given = _overrides(overrides, engine)
     given += [f"{key}={value}" for key, value in keys.items() if value is not None]
     given += [f'mode="{mode}"'] if mode not in (None, "single") else []

@@ -1,0 +1,147 @@
+"""Mode "nas": search for an architecture, then train the winner from scratch as the run that the plan asked for.
+
+The search lies in `search/` below the run's folder: its plan, `trials.jsonl`, a run folder for each candidate, and
+`found.json` with what it came to. Candidates are chosen by the training sites' held-out data; participants with role
+"evaluate" are asked only about the winner.
+"""
+
+import math
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import tomli_w
+from flwr.serverapp import Grid
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from astrofed.server.federation import Observer
+from astrofed.server.record import PLAN, OtherPlan, RecordBroken, check_empty, differences, read_plan
+from astrofed.server.search.federated import FederatedTrainer, RunPlan
+from astrofed.server.search.halving import Found, search
+from astrofed.server.search.space import check_space
+from astrofed.server.search.trials import Book, Trial
+from astrofed.shared.files import write_atomically
+from astrofed.shared.overrides import set_key
+from astrofed.shared.plan import Plan, load_plan
+from astrofed.shared.seeds import derive_seed
+
+FOLDER, FOUND = "search", "found.json"
+SEED_BITS = 31
+
+
+@runtime_checkable
+class Listener(Protocol):
+    """An observer that also wants a line for each candidate."""
+
+    def said(self, line: str) -> None:
+        """A candidate reached a rung, or the search is over."""
+
+
+class SearchRecord(BaseModel):
+    """What a finished search came to, as `found.json` holds it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    algorithm: str
+    objectives: tuple[str, ...]
+    size: int  # of the space
+    rounds: int  # of training, over all candidates
+    trials: tuple[Trial, ...]  # each candidate at the highest rung that it reached
+    front: tuple[int, ...]  # their numbers, the lowest loss first
+    winner: int
+
+
+def searched(grid: Grid, plan: Plan, out: Path, *, resume: bool, observer: Observer, run: RunPlan) -> Plan:
+    """Search as the plan says, unless it was done already, and return the plan with the winner's values.
+
+    Args:
+        grid: where candidates are trained.
+        plan: of mode "nas".
+        out: the run's folder.
+        resume: go on with the search that lies there.
+        observer: hears of each candidate.
+        run: runs a plan in a folder, going on where it was.
+
+    Raises:
+        PlanError: the space holds what can't be a candidate.
+        RunExists, OtherPlan, RecordBroken: what lies in the folder is something else, or damaged.
+        NothingFound: no candidate was trained to the last rung.
+        Interrupted: the observer asked to stop.
+    """
+    assert plan.search is not None
+    space = check_space(plan)
+    folder = out / FOLDER
+    if not resume:
+        check_empty(out)
+    _begin(folder, plan)
+    rungs = plan.search.steps(plan.rounds)
+    say = observer.said if isinstance(observer, Listener) else _nothing
+    trainer = FederatedTrainer(_for_candidates(plan, rungs), folder, run, observer)
+    say(f"search: {plan.search.algorithm} over {space.size} candidates, rungs of {rungs} rounds")
+    found = search(space, plan.search, rungs, plan.seed, trainer, Book(folder), lambda trial: say(_line(trial)))
+    say(f"winner: {_line(found.winner)}; it is trained from scratch")
+    write_atomically(folder / FOUND, _record(plan, space.size, found).model_dump_json(indent=1).encode())
+    return _chosen(plan, found.winner)
+
+
+def read_search(out: Path) -> SearchRecord | None:
+    """Return what the search in a run's folder came to; None where there is none, or none that is finished.
+
+    Raises:
+        RecordBroken: the file can't be read.
+    """
+    path = out / FOLDER / FOUND
+    if not path.is_file():
+        return None
+    try:
+        return SearchRecord.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise RecordBroken(f"{path} can't be read: {error.errors()[0]['msg']}") from error
+
+
+def _nothing(line: str) -> None:
+    """Say nothing."""
+
+
+def _begin(folder: Path, plan: Plan) -> None:
+    if (folder / PLAN).is_file():
+        different = differences(read_plan(folder).to_dict(), plan.to_dict())
+        if different:
+            raise OtherPlan(
+                f"{folder} was begun with another plan (different: {', '.join(different)}); give another --out"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / PLAN, tomli_w.dumps(plan.to_dict()).encode())
+
+
+def _for_candidates(plan: Plan, rungs: tuple[int, ...]) -> Plan:
+    """Candidates share a seed of their own, so that the winner's last training is another draw than its trial."""
+    seed = derive_seed(plan.seed, "candidates") >> (63 - SEED_BITS)
+    return plan.model_copy(update={"seed": seed, "rounds": rungs[-1], "evaluate_every": math.gcd(*rungs)})
+
+
+def _chosen(plan: Plan, winner: Trial) -> Plan:
+    data = plan.to_dict()
+    for key, value in winner.choices.items():
+        set_key(data, key, value)
+    return load_plan(data)
+
+
+def _record(plan: Plan, size: int, found: Found) -> SearchRecord:
+    assert plan.search is not None
+    return SearchRecord(
+        algorithm=plan.search.algorithm,
+        objectives=plan.search.objectives,
+        size=size,
+        rounds=found.rounds,
+        trials=found.trials,
+        front=tuple(trial.number for trial in found.front),
+        winner=found.winner.number,
+    )
+
+
+def _line(trial: Trial) -> str:
+    values = ", ".join(f"{key.partition('.')[2]} {value}" for key, value in trial.choices.items())
+    return f"candidate {trial.number} ({values}): loss {trial.loss:.4f} after {trial.rounds} rounds, " + (
+        f"{trial.parameters:,} parameters"
+    )
