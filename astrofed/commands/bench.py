@@ -56,3 +56,16 @@ def aggregation(
         print_json(result.to_dict())
     else:
         console().print(result.table())
+
+
+@app.command(epilog="Example: astrofed bench privacy --quick --json")
+def privacy(quick: Quick = False, as_json: Json = False) -> None:
+    """Time a step of private training against plain SGD and Opacus, and compare epsilon with other accountants."""
+    with only_json(as_json):
+        from astrofed.simulations.bench.privacy import run_privacy_bench
+
+        result = run_privacy_bench(quick=quick)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        console().print(result.table())

@@ -120,8 +120,10 @@ class _NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
     def add_noise(self) -> None:
         """Add noise to the sum of clipped gradients; the result lies in each parameter's `grad`."""
         multiplier = self._clipping.noise_multiplier(self.noise_multiplier, self.expected_batch_size)
-        for parameter in self.params:
-            parameter.grad = self._random.hidden(parameter.summed_grad, multiplier * self._clipping.norm)
+        sums = [parameter.summed_grad for parameter in self.params]
+        noisy = self._random.all_hidden(sums, multiplier * self._clipping.norm)
+        for parameter, gradient in zip(self.params, noisy, strict=True):
+            parameter.grad = gradient
 
 
 def _optimizer(

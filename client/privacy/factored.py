@@ -1,11 +1,11 @@
-"""Gradients of linear layers as factors: per-unit clipping of perceptrons for hardly more than plain training.
+"""Gradients of linear layers from what goes into them and the gradient by what comes out, outside the vectorised rest.
 
 The gradient of a linear layer's weight for one row is an outer product, input ⊗ gradient by the output. Its length is
 the product of the two lengths, and a weighted sum of many is one matrix product, so no unit's gradient is ever written
 out (Goodfellow 2015, arXiv:1510.01799; Bu et al. 2023, arXiv:2210.00038). That holds for a layer that a unit passes
-once, as one row. Where a unit passes several rows, terms may cancel and the same trick ("ghost norm") in float32 can
-find a norm far below that of the sum it bounds; such layers, and all that are not linear, have their gradients written
-out.
+as one row. Where a unit passes it as several rows (tokens), terms may cancel and the same trick ("ghost norm") in
+float32 can find a norm far below that of the sum it bounds; there each unit's gradient is written out by one product
+of matrices, which is faster than having torch vectorise it. All that is not linear is vectorised and written out.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,25 +33,26 @@ class Factored(Form):
 
     def __init__(self, model: nn.Module, loss: UnitLoss, unit: Units) -> None:
         """`unit`: one unit [1, …], on which is seen how often each layer is passed and where its weights go."""
-        self._layers = _single_rows(model, loss, unit)
+        self._layers = _passed_once(model, loss, unit)
 
     def worthwhile(self, model: nn.Module) -> bool:
-        """Whether most of a gradient need not be written out; for less, vectorising the whole is faster."""
-        return 2 * self.numbers(model) <= super().numbers(model)
+        """Whether most weights are those of such layers; for fewer, vectorising the whole is faster."""
+        weights = sum(parameter.numel() for layer in self._linear(model) for parameter in layer.parameters())
+        return 2 * weights >= super().numbers(model)
 
     def numbers(self, model: nn.Module) -> int:
         """See `Form`."""
-        layers = self._linear(model)
+        layers = [layer for layer, rows in zip(self._linear(model), self._layers.values(), strict=True) if rows == 1]
         weights = sum(parameter.numel() for layer in layers for parameter in layer.parameters())
         factors = sum(layer.in_features + layer.out_features for layer in layers)
         return super().numbers(model) - weights + factors
 
     def __call__(self, model: nn.Module, batch: Units, loss: UnitLoss) -> Gradients:
         """See `Form`."""
-        layers = self._linear(model)
+        layers, names = self._linear(model), list(self._layers)
         own = {id(p) for layer in layers for p in layer.parameters()}
         rest = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad and id(p) not in own}
-        module = Loss(model, loss)
+        module, rows = Loss(model, loss), list(self._layers.values())
 
         def one(taps: list[Tensor], rest: dict[str, Tensor], unit: Units) -> tuple[Tensor, list[Tensor]]:
             alone = tuple(tensor.unsqueeze(0) for tensor in unit)
@@ -59,9 +60,9 @@ class Factored(Form):
 
             def tap(layer: nn.Module, given: Tensor, output: Tensor) -> Tensor:
                 index = [id(each) for each in layers].index(id(layer))
-                if index in inputs or given.numel() != given.shape[-1]:
-                    raise WrongUnitGradients(f"a unit passes layer {self._layers[index]!r} more often than at first")
-                inputs[index] = given.flatten()
+                if index in inputs or given.numel() != rows[index] * given.shape[-1]:
+                    raise WrongUnitGradients(f"a unit passes layer {names[index]!r} more often than at first")
+                inputs[index] = given.reshape(rows[index], -1)
                 return output + taps[index].view_as(output)
 
             with _tapped(layers, tap):
@@ -71,7 +72,7 @@ class Factored(Form):
             return value, [inputs[index] for index in range(len(layers))]
 
         count, dtype = len(batch[0]), next(model.parameters()).dtype
-        zeros = [torch.zeros(count, layer.out_features, dtype=dtype) for layer in layers]
+        zeros = [torch.zeros(count, n, layer.out_features, dtype=dtype) for n, layer in zip(rows, layers, strict=True)]
         with torch.no_grad():
             per_unit = vmap(grad(one, argnums=(0, 1), has_aux=True), in_dims=(0, None, 0), randomness="different")
             (outputs, written), inputs = per_unit(zeros, rest, batch)
@@ -83,7 +84,10 @@ class Factored(Form):
 
 
 class _Factors:
-    """See `Gradients`; a unit of which anything is not finite counts nothing."""
+    """See `Gradients`; a unit of which anything is not finite counts nothing.
+
+    `inputs` and `outputs` [unit, row, feature] are of the linear layers, `written` all other gradients by name.
+    """
 
     def __init__(
         self,
@@ -95,9 +99,11 @@ class _Factors:
     ) -> None:
         terms: dict[int, tuple[Tensor, Tensor | None]] = {}
         for layer, given, output in zip(layers, inputs, outputs, strict=True):
-            terms[id(layer.weight)] = (output, given)
+            single = output.shape[1] == 1
+            weight = (output[:, 0], given[:, 0]) if single else (torch.bmm(output.transpose(1, 2), given), None)
+            terms[id(layer.weight)] = weight
             if layer.bias is not None:
-                terms[id(layer.bias)] = (output, None)
+                terms[id(layer.bias)] = (output[:, 0] if single else output.sum(dim=1), None)
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self._terms = [terms[id(p)] if id(p) in terms else (written[name], None) for name, p in named]
         lengths = {id(t): _squares(t) for term in self._terms for t in term if t is not None}
@@ -125,8 +131,8 @@ def _squares(rows: Tensor) -> Tensor:
     return square_lengths(rows.double() if rows.ndim == 2 else rows).double()
 
 
-def _single_rows(model: nn.Module, loss: UnitLoss, unit: Units) -> list[str]:
-    """Name the linear layers that one unit passes once, as one row, and whose weights reach the loss in no other way.
+def _passed_once(model: nn.Module, loss: UnitLoss, unit: Units) -> dict[str, int]:
+    """Name the linear layers that one unit passes once, with how many rows; by no other way do they reach the loss.
 
     Weights can also stand in a penalty, be tied to another layer's, or be used by a function directly. Layers run on
     detached weights here: what gradient there still is came by another way.
@@ -137,30 +143,30 @@ def _single_rows(model: nn.Module, loss: UnitLoss, unit: Units) -> list[str]:
         if type(layer) is nn.Linear and all(p.requires_grad for p in layer.parameters())
     }
     weights = [p for layer in named.values() for p in layer.parameters()]
-    rows: dict[int, int] = {}
+    rows: dict[int, list[int]] = {}
     strange: set[int] = set()  # layers that were run on other weights than their own, as `functional_call` can do
 
     def detached(layer: nn.Module, given: Tensor, _: Tensor) -> Tensor:
-        rows[id(layer)] = rows.get(id(layer), 0) + given.numel() // given.shape[-1]
+        rows.setdefault(id(layer), []).append(given.numel() // given.shape[-1])
         if not {id(p) for p in (layer.weight, layer.bias) if p is not None} <= {id(p) for p in weights}:
             strange.add(id(layer))
         bias = layer.bias.detach() if isinstance(layer.bias, Tensor) else None
         return nn.functional.linear(given, layer.weight.detach(), bias)  # type: ignore[operator]
 
     if not weights:
-        return []
+        return {}
     with torch.enable_grad(), _tapped(list(named.values()), detached):
         value = loss(model, unit)
         other = torch.autograd.grad(value, weights, allow_unused=True) if value.requires_grad else [None] * len(weights)
     elsewhere = {id(p) for p, found in zip(weights, other, strict=True) if found is not None}
     tied = {p for p in map(id, weights) if list(map(id, weights)).count(p) > 1}
-    return [
-        name
+    return {
+        name: rows[id(layer)][0]
         for name, layer in named.items()
-        if rows.get(id(layer)) == 1
+        if len(rows.get(id(layer), [])) == 1
         and id(layer) not in strange
         and not {id(p) for p in layer.parameters()} & (elsewhere | tied)
-    ]
+    }
 
 
 Tap = Callable[[nn.Module, Tensor, Tensor], Tensor]

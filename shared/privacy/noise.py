@@ -14,6 +14,7 @@ import hashlib
 import math
 import secrets
 import struct
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 GRID_BITS = 12
-_BLOCK = 65536  # numbers that are made at once: within a core's own cache
+_BLOCK = 65536  # numbers that are made at once: most of what is held of them is within a core's own cache
+_ZEROS = memoryview(bytes(8 * _BLOCK))
 _ONE = np.uint64(0x3FF0000000000000)  # bits of the float64 1.0
 
 
@@ -34,39 +36,60 @@ class Randomness:
 
     def uniform(self, count: int) -> NDArray[np.float64]:
         """Return [count] numbers in [0, 1), multiples of 2⁻⁵²."""
-        stream = bytearray(self._cipher.update(bytes(8 * count)))
-        bits = np.frombuffer(stream, dtype="<u8").astype(np.uint64, copy=False)
+        return self._uniform(np.empty(count, np.dtype("<u8")))
+
+    def normal(self, count: int) -> NDArray[np.float64]:
+        """Return [count] standard normal numbers."""
+        found = np.empty(count)
+        for start in range(0, count, _BLOCK):
+            part = found[start : start + _BLOCK]
+            part[:] = self._normal(len(part)).numpy()
+        return found
+
+    def hidden(self, values: Tensor, deviation: float) -> Tensor:
+        """Return `values` with Gaussian noise of a standard deviation, on the grid and in their own type."""
+        return self.all_hidden([values], deviation)[0]
+
+    def all_hidden(self, values: Sequence[Tensor], deviation: float) -> list[Tensor]:
+        """Return several tensors of one type as `hidden` does, in less time; they share their memory."""
+        step = grid_step(deviation)
+        found = torch.cat([each.reshape(-1) for each in values])
+        exact = torch.empty(min(_BLOCK, len(found)), dtype=torch.float64)
+        for start in range(0, len(found), _BLOCK):
+            part = found[start : start + _BLOCK]
+            noise = self._normal(len(part)).mul_(deviation / step)
+            noise.add_(exact[: len(part)].copy_(part), alpha=1 / step)
+            part.copy_(noise.round_().mul_(step))
+        ends = np.cumsum([each.numel() for each in values]).tolist()
+        return [found[end - each.numel() : end].view(each.shape) for end, each in zip(ends, values, strict=True)]
+
+    def _normal(self, count: int) -> Tensor:
+        """Return up to `_BLOCK` standard normal numbers, to be used before the next ones are asked for."""
+        pairs = (count + 1) // 2
+        numbers = torch.from_numpy(self._uniform(self._bits[: 2 * pairs]))
+        radius, angle = numbers[:pairs], numbers[pairs:]
+        radius.neg_().log1p_().mul_(-2).sqrt_()
+        angle.mul_(2 * math.pi)
+        torch.cos(angle, out=self._numbers[:pairs]).mul_(radius)
+        torch.sin(angle, out=self._numbers[pairs : 2 * pairs]).mul_(radius)
+        return self._numbers[:count]
+
+    def _uniform(self, into: NDArray[np.uint64]) -> NDArray[np.float64]:
+        """Return numbers as `uniform` does, in the memory of `into`."""
+        for start in range(0, len(into), _BLOCK):
+            part = into[start : start + _BLOCK]
+            self._cipher.update_into(_ZEROS[: 8 * len(part)], part.data.cast("B"))
+        bits = into.astype(np.uint64, copy=False)
         bits >>= np.uint64(12)
         bits |= _ONE
         numbers: NDArray[np.float64] = bits.view(np.float64)
         numbers -= 1.0
         return numbers
 
-    def normal(self, count: int) -> NDArray[np.float64]:
-        """Return [count] standard normal numbers."""
-        pairs = (count + 1) // 2
-        numbers = torch.from_numpy(self.uniform(2 * pairs))
-        radius = numbers[:pairs].neg_().log1p_().mul_(-2).sqrt_()
-        angle = numbers[pairs:].mul_(2 * math.pi)
-        cosine = angle.cos().mul_(radius)
-        angle.sin_().mul_(radius)
-        radius.copy_(cosine)
-        found: NDArray[np.float64] = numbers.numpy()[:count]
-        return found
-
-    def hidden(self, values: Tensor, deviation: float) -> Tensor:
-        """Return `values` with Gaussian noise of a standard deviation, on the grid and in their own type."""
-        step = grid_step(deviation)
-        found = torch.empty_like(values, memory_format=torch.contiguous_format)
-        flat, into = values.reshape(-1), found.view(-1)
-        for start in range(0, len(flat), _BLOCK):
-            part = slice(start, start + _BLOCK)
-            noise = torch.from_numpy(self.normal(len(flat[part]))).mul_(deviation / step)
-            into[part] = noise.add_(flat[part], alpha=1 / step).round_().mul_(step)
-        return found
-
     def _start(self, key: bytes) -> None:
         self._cipher = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
+        self._bits = np.empty(_BLOCK, np.dtype("<u8"))
+        self._numbers = torch.empty(_BLOCK, dtype=torch.float64)
 
 
 def grid_step(deviation: float) -> float:

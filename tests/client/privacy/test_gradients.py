@@ -23,6 +23,7 @@ from astrofed.shared.models.datacube_layout import DatacubeLayout
 from astrofed.shared.models.datacube_net import DatacubeNet
 from astrofed.shared.models.mlp import MLP
 from astrofed.shared.seeds import torch_seeded
+from astrofed.simulations.bench.privacy_work import Attention
 from astrofed.simulations.synthetic import synthetic_world
 
 Loss = Callable[[nn.Module, Units], Tensor]
@@ -151,10 +152,12 @@ def worlds(weights: dict[str, float]) -> tuple[Callable[[], nn.Module], Units, L
 
 TABLE = drawn(5, 3), drawn(5, 2, seed=3)
 SERIES = drawn(5, 6, 3), drawn(5, 2, seed=3)
+TOKENS = drawn(5, 6, 8), drawn(5, 10, seed=3)
 SETS = drawn(5, 4, 3), drawn(5, 4, 2, seed=3)
 PHYSICS = {"hydrostatic": 0.5, "mass-continuity": 0.5}
 CASES: dict[str, tuple[Callable[[], nn.Module], Units, Loss, type]] = {
     "perceptron": (lambda: MLP(3, 2, hidden=(8, 5)), TABLE, squared, Factored),
+    "tokens": (lambda: Attention(8, 2), TOKENS, squared, Factored),
     "datacube": (*worlds({}), Together),
     "datacube with physics": (*worlds(PHYSICS), Together),
     "folded time": (Folded, SERIES, squared, Together),
@@ -237,20 +240,20 @@ def test_by_default_no_more_gradients_are_held_than_memory_allows(monkeypatch: p
 
 def test_only_layers_passed_once_whose_weights_go_nowhere_else_are_factored() -> None:
     model, unit = made(Spread, torch.float32), tuple(tensor[:1] for tensor in TABLE)
-    assert Factored(model, squared, unit)._layers == ["once", "bare", "head"]
+    assert Factored(model, squared, unit)._layers == {"once": 1, "bare": 1, "rows": 4, "head": 1}
 
     def penalised(model: nn.Module, batch: Units) -> Tensor:
         assert isinstance(model, Spread)
         return squared(model, batch) + model.head.weight.square().sum()
 
-    assert Factored(model, penalised, unit)._layers == ["once", "bare"]
+    assert Factored(model, penalised, unit)._layers == {"once": 1, "bare": 1, "rows": 4}
 
     def on_half_the_weights(model: nn.Module, batch: Units) -> Tensor:
         halves = {name: weight / 2 for name, weight in model.named_parameters()}
         value: Tensor = (functional_call(model, halves, (batch[0],)) - batch[1]).square().sum()
         return value
 
-    assert Factored(model, on_half_the_weights, unit)._layers == []
+    assert Factored(model, on_half_the_weights, unit)._layers == {}
 
 
 def test_a_layer_passed_otherwise_than_at_first_is_noticed() -> None:
