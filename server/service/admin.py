@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from astrofed.server.service.supervisor import Supervisor
 
 STALE_S = 30.0  # a supervisor that did not come round for so long does not work
-REFRESH_S = 2.0
+REFRESH_S = 5.0
 
 
 class PortTaken(UserMistake):

@@ -18,13 +18,15 @@ from astrofed.server.service.gateway import REPORT_S, Counts, Gateway
 from astrofed.server.service.home import ServerHome
 from astrofed.server.service.sites import Sites
 
-HANDSHAKE_S, HEADERS_S, IDLE_S = 10.0, 10.0, 60
+IDLE_S = 60
 CONNECTIONS = 512
 log = logging.getLogger("astrofed.gateway")
 
 
 class ImpatientProtocol(H11Protocol):
     """Closes a connection whose request's headers do not arrive in time."""
+
+    patience_s = 10.0
 
     def connection_made(self, transport: Any) -> None:
         """Begin to wait for the first request."""
@@ -51,7 +53,7 @@ class ImpatientProtocol(H11Protocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self._unwatch()
         elif self._patience is None and (self.cycle is None or self.conn.trailing_data[0]):
-            self._patience = self.loop.call_later(HEADERS_S, self._give_up)
+            self._patience = self.loop.call_later(self.patience_s, self._give_up)
 
     def _unwatch(self) -> None:
         if self._patience is not None:
@@ -61,7 +63,7 @@ class ImpatientProtocol(H11Protocol):
     def _give_up(self) -> None:
         if not self.transport.is_closing():
             address = self.client[0] if self.client else "?"
-            log.warning("closed a connection from %s: no request within %g s", address, HEADERS_S)
+            log.warning("closed a connection from %s: no request within %g s", address, self.patience_s)
             self.transport.close()
 
 
@@ -83,8 +85,8 @@ class GatewayServer(uvicorn.Server):
             ),
             sock=self._listener,
             ssl=self.config.ssl,
-            ssl_handshake_timeout=HANDSHAKE_S,
-            ssl_shutdown_timeout=HANDSHAKE_S,
+            ssl_handshake_timeout=ImpatientProtocol.patience_s,
+            ssl_shutdown_timeout=ImpatientProtocol.patience_s,
             backlog=self.config.backlog,
         )
         self.servers = [server]
@@ -114,6 +116,7 @@ def main(home: ServerHome) -> None:
     """Serve until asked to end."""
     settings, authority = home.settings(), Authority(home.authority)
     counts = Counts(home.gateway_state)
+    ImpatientProtocol.patience_s = settings.header_timeout_s
     config = uvicorn.Config(
         Gateway(settings, Sites(home.sites), home.link_socket, counts),
         http=ImpatientProtocol,

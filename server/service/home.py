@@ -60,8 +60,12 @@ class ServerSettings(BaseModel):
     """The threads that one run's worker uses; by default the cores shared out over `runs_at_once`."""
     max_body_mb: Annotated[int, Field(ge=6, le=512)] = 16
     """The largest body of one request; Flower cuts arrays into pieces of 5 MiB."""
+    max_reply_mb: Annotated[int, Field(ge=1)] = 4096
+    """The largest reply of one node, all its pieces together."""
     request_timeout_s: Annotated[float, Field(gt=0, le=600)] = 60.0
-    """How long one request may take to arrive."""
+    """How long one request's body may take to arrive."""
+    header_timeout_s: Annotated[float, Field(gt=0, le=60)] = 10.0
+    """How long a TLS handshake, and then a request's headers, may take to arrive."""
     node_requests_per_s: Annotated[float, Field(gt=0)] = 200.0
     """Requests per second that one node may make on average; bursts may be four times as many."""
     address_requests_per_s: Annotated[float, Field(gt=0)] = 400.0

@@ -28,7 +28,7 @@ from astrofed.server.service.asgi import Receive, Scope, Send, answer, headers_o
 from astrofed.server.service.frames import LARGEST_BODY, BadFrames, join_frames, split_frames
 from astrofed.server.service.home import ServerHome
 from astrofed.server.service.link_state import DELIVERY_S, FLEET, LinkRefused, LinkState, empty_pull
-from astrofed.server.service.node_signature import SignatureChecker, Unauthentic
+from astrofed.server.service.node_signature import Caller, SignatureChecker, Unauthentic
 from astrofed.server.service.sites import Sites
 from astrofed.shared.waiting import LONGEST_WAIT_S, WAIT_HEADER
 
@@ -59,12 +59,14 @@ class LinkApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        path = scope["path"]
+        path, who = scope["path"], "a worker"
         given = await _read(receive)
         kind = PROTOBUF
         try:
             if path in FLEET:
-                status, body = await self._fleet(path, headers_of(scope), given)
+                caller = self._checker.check(headers_of(scope))
+                who = caller.site.name
+                status, body = await self._fleet(path, headers_of(scope), given, caller)
             elif path in self._paths:
                 status, body = await self._paths[path](given)
             else:
@@ -72,11 +74,11 @@ class LinkApp:
         except Unauthentic as error:
             status, body = 401, json.dumps({"detail": error.public}).encode()
         except FlowerError as error:
-            log.info("%s refused: %s", path, error.message[:300])
+            log.info("refused %s, %s: %s", who, path, error.message[:300])
             spec = API_ERROR_MAP[error.code]
             status, body = spec.http_status_code, json.dumps(error.to_json(spec.public_message)).encode()
         except (LinkRefused, BadFrames, NoObjectInStoreError, ValueError, KeyError) as error:
-            log.warning("%s refused: %s: %s", path, type(error).__name__, str(error)[:300])
+            log.warning("refused %s, %s: %s: %s", who, path, type(error).__name__, str(error)[:300])
             status, body = 400, b'{"detail": "Bad Request"}'
         if status >= 400:
             kind = "application/json"
@@ -85,14 +87,15 @@ class LinkApp:
     async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, partial(work, *arguments))
 
-    async def _fleet(self, path: str, headers: dict[str, str], body: bytes) -> tuple[int, bytes]:
-        caller = self._checker.check(headers)
+    async def _fleet(self, path: str, headers: dict[str, str], body: bytes, caller: Caller) -> tuple[int, bytes]:
         node = (await self._in_thread(self._state.nodes)).get(caller.site.fingerprint)
         if node is None:
             raise Unauthentic("no node", caller.site.name)
+        public_key = caller.site.public_key.encode()
+        request = await self._in_thread(self._state.read, path, body, node, public_key)
         if path.endswith("/pull-messages") and not await self._wait_for_message(node, headers):
             return 200, empty_pull()
-        found = await self._in_thread(self._state.fleet, path, body, node, caller.site.public_key.encode())
+        found = await self._in_thread(self._state.answer, path, request, node)
         if path.endswith(("/push-object", "/push-messages")):
             self._for_workers.set()
             self._for_workers = asyncio.Event()
@@ -212,7 +215,7 @@ def main(home: ServerHome) -> None:
 
     home.link_socket.unlink(missing_ok=True)
     sites = Sites(home.sites)
-    state = LinkState(home.link, sites)
+    state = LinkState(home.link, sites, home.settings().max_reply_mb * 1024 * 1024)
     config = uvicorn.Config(
         LinkApp(state, sites),
         uds=str(home.link_socket),

@@ -8,6 +8,7 @@ refuses messages to, and replies from, all others.
 
 import hashlib
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,7 +29,14 @@ from flwr.proto.fleet_pb2 import (
     UnregisterNodeFleetRequest,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest, PushObjectRequest
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    ObjectTree,
+    PullObjectRequest,
+    PullObjectResponse,
+    PushObjectRequest,
+    PushObjectResponse,
+)
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.run_pb2 import GetRunRequest
 from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
@@ -44,6 +52,8 @@ from astrofed.server.service.sites import Sites
 STATE, OBJECTS = "state.sqlite", "objects.sqlite"
 HEARTBEAT_S = 30.0
 DELIVERY_S = 5.0  # a node that asks for messages again after so long has not got the one it was sent
+MOST_OBJECTS = 20_000  # of one reply
+_SESSIONS = 10_000
 Handler = Callable[[Any, SqlLinkState], Any]
 
 
@@ -114,7 +124,7 @@ FLEET: dict[str, tuple[type[Any], Handler]] = {
 class LinkState:
     """Flower's state in a folder."""
 
-    def __init__(self, folder: Path, sites: Sites) -> None:
+    def __init__(self, folder: Path, sites: Sites, max_reply: int) -> None:
         self._sites = sites
         self._known: dict[str, Any] | None = None
         self.objects = MessageObjects(folder / OBJECTS)
@@ -122,6 +132,13 @@ class LinkState:
         self._state.initialize()
         self._nodes: dict[str, int] = {}  # by fingerprint
         self._fetching: dict[int, float] = {}  # when a node fetched a part of a message last
+        self._federations: dict[int, str] = {}  # by run
+        self._max_reply = max_reply
+        self._pushed: OrderedDict[tuple[int, str], int] = OrderedDict()  # bytes of a reply, by node and session
+        rows = self._state.query(
+            "SELECT run.run_id FROM run JOIN task ON task.task_id = run.primary_task_id WHERE task.finished_at IS NULL"
+        )
+        self._open = {int64_to_uint64(row["run_id"]) for row in rows}
 
     def close(self) -> None:
         """Close the files."""
@@ -155,25 +172,56 @@ class LinkState:
         """Return the ids of the nodes that sent a sign of life lately."""
         return {info.node_id for info in self._state.get_node_info(statuses=[NodeStatus.ONLINE])}
 
-    def fleet(self, path: str, body: bytes, node: int, public_key: bytes) -> bytes:
-        """Do what a request of the Fleet API asks; return the answer's body.
+    def read(self, path: str, body: bytes, node: int, public_key: bytes) -> Any:
+        """Return the request of the Fleet API in a body.
 
         Raises:
-            LinkRefused: the body is no such request, or it speaks for another node.
-            FlowerError: Flower's handler refused it.
+            LinkRefused: the body is no such request, or it speaks for another node or of a run that isn't the node's.
         """
-        kind, handler = FLEET[path]
+        kind = FLEET[path][0]
         try:
             request = kind.FromString(body)
         except Exception as error:  # protobuf's error differs between its implementations
             raise LinkRefused(f"no {kind.__name__}: {type(error).__name__}") from error
         _check_speaker(request, node, public_key)
         self._check_member(request, node)
+        return request
+
+    def answer(self, path: str, request: Any, node: int) -> bytes:
+        """Do what a request asks; return the answer's body.
+
+        Raises:
+            FlowerError: Flower's handler refused it.
+            LinkRefused: a reply is larger than the server takes.
+        """
+        if isinstance(request, PullObjectRequest) and request.run_id in self._open:
+            self._fetching[node] = time.time()
+            return self._pull_object(request)
+        if isinstance(request, PushObjectRequest) and request.run_id in self._open:
+            return self._push_object(request, node)
         if isinstance(request, ActivateNodeRequest):
             self._offer_again(node, 0.0)
-        if isinstance(request, PullObjectRequest):
-            self._fetching[node] = time.time()
-        answer: bytes = handler(request, self._state).SerializeToString()
+        found: bytes = FLEET[path][1](request, self._state).SerializeToString()
+        return found
+
+    def _pull_object(self, request: PullObjectRequest) -> bytes:
+        """Answer as Flower's handler does, without the dozen statements by which it looks after the run each time."""
+        content = self.objects.get(request.object_id)
+        answer: bytes = PullObjectResponse(
+            object_found=content is not None, object_available=bool(content), object_content=content or b""
+        ).SerializeToString()
+        return answer
+
+    def _push_object(self, request: PushObjectRequest, node: int) -> bytes:
+        """Keep an object of a reply that was announced; one that is there already, from a try before, is fine."""
+        key = (node, request.session_id)
+        self._pushed[key] = self._pushed.pop(key, 0) + len(request.object_content)
+        if len(self._pushed) > _SESSIONS:
+            self._pushed.popitem(last=False)
+        if self._pushed[key] > self._max_reply:
+            raise LinkRefused(f"a reply of more than {self._max_reply} bytes")
+        self.objects.put(request.object_id, request.object_content)
+        answer: bytes = PushObjectResponse(stored=True).SerializeToString()
         return answer
 
     def _check_member(self, request: Any, node: int) -> None:
@@ -183,11 +231,18 @@ class LinkState:
         if "run_id" in request.DESCRIPTOR.fields_by_name:
             asked.add(request.run_id)
         for run_id in asked:
+            if node not in self.objects.members(self._federation(run_id)):
+                raise LinkRefused(f"run {run_id} is not one of this node's")
+
+    def _federation(self, run_id: int) -> str:
+        if run_id not in self._federations:
             rows = self._state.query(
                 "SELECT federation_id FROM run WHERE run_id = :run", {"run": uint64_to_int64(run_id)}
             )
-            if not rows or node not in self.objects.members(rows[0]["federation_id"]):
-                raise LinkRefused(f"run {run_id} is not one of this node's")
+            if not rows:
+                return ""  # nobody is a member of it
+            self._federations[run_id] = rows[0]["federation_id"]
+        return self._federations[run_id]
 
     def has_message(self, node: int) -> bool:
         """Whether a message waits for a node; one whose delivery failed on the way does so again after a while."""
@@ -228,6 +283,7 @@ class LinkState:
         self._state.query(
             "UPDATE task SET token = NULL, active_until = NULL WHERE task_id = :task", {"task": uint64_to_int64(task)}
         )
+        self._open.add(int(run_id))
         return int(run_id)
 
     def end_runs(self, name: str) -> None:
@@ -238,12 +294,12 @@ class LinkState:
             {"name": name},
         )
         for row in rows:
+            self._open.discard(int64_to_uint64(row["run_id"]))
             self._state.stop_run(int64_to_uint64(row["run_id"]))
 
     def is_open(self, run_id: int) -> bool:
         """Whether a run goes on."""
-        status = self._state.get_run_status({run_id}).get(run_id)
-        return status is not None and status.status == "running"
+        return run_id in self._open
 
     def send(self, run_id: int, message: ProtoMessage, tree: ObjectTree) -> None:
         """Put a message, all of whose objects are in the store, where its node fetches it.
@@ -335,6 +391,8 @@ def _check_speaker(request: Any, node: int, public_key: bytes) -> None:
     if isinstance(request, PushMessagesRequest):
         if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
             raise LinkRefused(f"it pushes {len(request.messages_list)} messages at once")
+        if len(object_ids(request.message_object_trees[0])) > MOST_OBJECTS:
+            raise LinkRefused(f"it pushes a reply of more than {MOST_OBJECTS} objects")
         if request.messages_list[0].metadata.src_node_id != node:
             raise LinkRefused(f"it pushes a reply of node {request.messages_list[0].metadata.src_node_id}")
 

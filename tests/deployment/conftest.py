@@ -1,24 +1,29 @@
 """A server on loopback with its own processes, and sites for it; everything is killed at the end."""
 
+import base64
 import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import tomli_w
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from astrofed.server.service.jobs import ENDED, Job, Jobs, State
 from astrofed.server.service.setup import enroll_site, make_server, submit_plan
 from astrofed.server.service.sites import file_name
-from astrofed.shared.keys import new_node_key, write_key
+from astrofed.shared.keys import new_node_key, public_pem, write_key
 from astrofed.shared.membership import OfferedDataset, make_request
 
 PATIENCE_S = 240.0  # the machine may be busy with other things
@@ -27,14 +32,14 @@ PATIENCE_S = 240.0  # the machine may be busy with other things
 class Deployment:
     """One server's folder, its processes, and sites' keys and processes."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **settings: Any) -> None:
         self.folder, self.home, self.sites = folder, folder / "server", folder / "sites"
         self.port, self.admin_port = _free_port(), _free_port()
         self.sites.mkdir()
         self.keys: dict[str, ec.EllipticCurvePrivateKey] = {}
         self.server: subprocess.Popen[bytes] | None = None
         self._processes: list[subprocess.Popen[bytes]] = []
-        given = {"name": "test", "host": "127.0.0.1", "listen": "127.0.0.1"}
+        given = {"name": "test", "host": "127.0.0.1", "listen": "127.0.0.1", **settings}
         for _ in make_server(self.home, {**given, "port": self.port, "admin_port": self.admin_port}):
             pass
 
@@ -65,6 +70,24 @@ class Deployment:
         """Start a process with these sites' nodes."""
         script = Path(__file__).with_name("small_node.py")
         return self._spawn([sys.executable, str(script), str(self.sites), *names], f"nodes-{names[0]}")
+
+    def client(self, context: ssl.SSLContext | None = None) -> httpx.Client:
+        """Return an HTTP client that trusts the server's authority."""
+        if context is None:
+            context = ssl.create_default_context(cafile=str(self.home / "authority" / "ca.crt"))
+        return httpx.Client(base_url=f"https://127.0.0.1:{self.port}", verify=context, timeout=PATIENCE_S)
+
+    def signed(self, key: ec.EllipticCurvePrivateKey, seconds: float = 0.0) -> dict[str, str]:
+        """Return the headers by which a node's key signs a request, at a time so many seconds from now."""
+        when = datetime.fromtimestamp(time.time() + seconds, UTC).isoformat()
+        signature = key.sign(when.encode(), ec.ECDSA(hashes.SHA256()))
+        public = base64.b64encode(public_pem(key.public_key()).encode()).decode()
+        return {
+            "flwr-public-key": public,
+            "flwr-timestamp": when,
+            "flwr-signature": base64.b64encode(signature).decode(),
+            "content-type": "application/protobuf",
+        }
 
     def submit(self, plan: dict[str, Any], **options: Any) -> Job:
         """Submit a plan."""
@@ -148,6 +171,17 @@ def _free_port() -> int:
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """A server's folder without processes; those that a test starts are killed at the module's end."""
     made = Deployment(tmp_path_factory.mktemp("d"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """A running server with short time limits, low rates and small bodies; sites are enrolled, none is connected."""
+    limits = {"header_timeout_s": 2.0, "request_timeout_s": 2.0, "max_body_mb": 6, "node_requests_per_s": 25.0}
+    made = Deployment(tmp_path_factory.mktemp("s"), **limits)
+    made.enroll("tess", "k2", "keck")
+    made.start()
     yield made
     made.close()
 
