@@ -15,11 +15,12 @@ import torch
 from opacus.optimizers import DPOptimizerFastGradientClipping
 from torch import Tensor, nn
 
+from astrofed.client.optimizers import make_optimizer
 from astrofed.client.privacy.clipping import Flat
 from astrofed.client.privacy.refusals import buffers, check_buffers, check_private
 from astrofed.client.privacy.units import Chosen, Population
 from astrofed.client.task import TrainInstruction
-from astrofed.client.training import TrainingDiverged, learning_rate, make_optimizer
+from astrofed.client.training import TrainingDiverged, learning_rate
 from astrofed.shared.plan import Training
 from astrofed.shared.privacy.events import Event
 from astrofed.shared.privacy.noise import Randomness

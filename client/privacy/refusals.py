@@ -22,6 +22,10 @@ class ClippedTwice(UserMistake):
     """The plan clips gradients both per unit and as a whole."""
 
 
+class NotWithPrivacy(UserMistake):
+    """The plan trains in a way for which per-unit gradients or their noise are not what is accounted for."""
+
+
 class WrongPrivacyUnit(UserMistake):
     """The plan protects another unit than the one that the dataset's contract declares."""
 
@@ -32,7 +36,9 @@ def check_private(model: nn.Module, training: Training) -> None:
     Raises:
         CouplesUnits: a layer normalises over the batch, or keeps statistics of it, trained or frozen.
         ClippedTwice: `training.gradient_clip` is set.
+        NotWithPrivacy: a key of [training] has no place beside [privacy].
     """
+    _check_training(training)
     for name, layer in model.named_modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) or getattr(layer, "track_running_stats", False):
             raise CouplesUnits(
@@ -44,6 +50,23 @@ def check_private(model: nn.Module, training: Training) -> None:
             f"training.gradient_clip = {training.gradient_clip:g} has no place beside [privacy]: there "
             "privacy.clipping_norm clips each unit's gradient; remove training.gradient_clip"
         )
+
+
+def _check_training(training: Training) -> None:
+    reasons = {
+        "precision": (training.precision != "fp32", "gradients are clipped and noised in single precision"),
+        "checkpoint": (training.checkpoint, "per-unit gradients are taken of a function, not of a backward pass"),
+        "accumulate": (training.accumulate > 1, "a step is one Poisson sample; privacy.micro_batch bounds the memory"),
+        "optimizer": (
+            training.optimizer in ("sophia", "muon"),
+            "sophia's curvature would be released without noise, and muon regroups the weights that noise is for",
+        ),
+    }
+    for key, (mistaken, reason) in reasons.items():
+        if mistaken:
+            raise NotWithPrivacy(
+                f"training.{key} = {getattr(training, key)!r} has no place beside [privacy]: {reason}; leave it out"
+            )
 
 
 def check_unit(asked: str, declared: str, where: str) -> None:

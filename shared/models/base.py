@@ -25,6 +25,10 @@ class Model(nn.Module, ABC):
     class Options(Section):
         """The model's own keys in the plan's [model] section."""
 
+    can_checkpoint: ClassVar[bool] = False
+    """Whether forward recomputes activations in the backward pass while `checkpointing` is set."""
+    checkpointing: bool = False
+
     @classmethod
     @abstractmethod
     def from_plan(cls, plan: Plan, options: Section) -> Self:

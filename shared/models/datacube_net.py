@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from astrofed.shared.models.base import Model
 from astrofed.shared.models.datacube_layout import SIGMA, DatacubeLayout
@@ -27,6 +28,7 @@ class DatacubeNet(Model):
     """Predicts standardised changes of the climate from the months before; a 3-D U-Net for worlds."""
 
     last_layers: ClassVar[tuple[str, ...]] = ("norm.", "head.", "linear.")
+    can_checkpoint: ClassVar[bool] = True
 
     class Options(Section):
         """Size of the network."""
@@ -105,17 +107,25 @@ class DatacubeNet(Model):
             x = F.pad(x, (0, 0, 0, -lat % 4, 0, 0), mode="replicate")
         h = self.stem(x.repeat(1, 1, 1, 1, rounds) if rounds > 1 else x)
         for block in self.encode:
-            h = block(h, epochs)
+            h = self._run(block, h, epochs)
         coarse = self.down(h)
         for block in self.middle:
-            coarse = block(coarse, epochs)
+            coarse = self._run(block, coarse, epochs)
         h = h + self.up(coarse)
         for block in self.decode:
-            h = block(h, epochs)
+            h = self._run(block, h, epochs)
         trunk = self.head(F.gelu(self.norm(h)))[..., :lat, :]
         out: Tensor = direct + trunk.unflatten(-1, (rounds, lon)).mean(dim=-2)
         variables, months = len(self.layout.variables), self.layout.months_out
         return out.reshape(batch, epochs, variables, months, *out.shape[2:]).permute(0, 2, 3, 1, 4, 5, 6)
+
+    def _run(self, block: nn.Module, x: Tensor, epochs: int) -> Tensor:
+        """Call a block; while `checkpointing`, keep its input alone and compute the rest again in the backward pass."""
+        if self.checkpointing and torch.is_grad_enabled():
+            kept: Tensor = checkpoint(block, x, epochs, use_reentrant=False, preserve_rng_state=False)
+            return kept
+        out: Tensor = block(x, epochs)
+        return out
 
     def _check(self, state: Tensor, forcing: Tensor) -> None:
         variables, months = len(self.layout.variables), self.layout.months_in

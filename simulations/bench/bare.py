@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from astrofed.client.training import make_optimizer
+from astrofed.client.optimizers import make_optimizer
 from astrofed.shared.models.base import build_model
 from astrofed.shared.plan import Plan
 from astrofed.shared.seeds import derive_seed

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
+from astrofed.client.optimizers import make_optimizer
 from astrofed.client.task import TrainInstruction
 from astrofed.client.training import (
     BatchSource,
     LocalRound,
     TrainingDiverged,
     learning_rate,
-    make_optimizer,
     train_locally,
 )
 from astrofed.shared.plan import Training
