@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,6 +26,7 @@ from astrofed.shared.errors import AstrofedError
 
 LOOK_S = 0.2
 START_S = 180.0  # importing torch on a busy machine takes a while
+PROGRAM = (sys.executable, "-m", "astrofed.client.service.executor_process")
 _LEAKS = 0.8
 _GB = 1e9
 Check = Callable[[], None]
@@ -42,8 +43,11 @@ class Stopped(AstrofedError):
 class Executor:
     """A warm process that answers one question at a time. Used by one thread."""
 
-    def __init__(self, home: Path, limits: Limits, log: Callable[[str], None]) -> None:
-        self._home, self._limits, self._log = home, limits, log
+    def __init__(
+        self, home: Path, limits: Limits, log: Callable[[str], None], program: Sequence[str] = PROGRAM
+    ) -> None:
+        """`log` is told when the process is ended; `program` is given the home and the number of its socket."""
+        self._home, self._limits, self._log, self._program = home, limits, log, tuple(program)
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
         self._ready = False
@@ -59,10 +63,9 @@ class Executor:
             return
         self.kill()
         here, there = socket.socketpair()
-        module = "astrofed.client.service.executor_process"
         with there, (self._home / "logs" / "executor.log").open("ab") as out:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, str(self._home), str(there.fileno())],
+                [*self._program, str(self._home), str(there.fileno())],
                 pass_fds=[there.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=out,

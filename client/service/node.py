@@ -35,7 +35,7 @@ from astrofed.shared.waiting import LONGEST_WAIT_S
 
 SHORTEST_S, LONGEST_S = 0.02, 2.0  # between two pulls that find nothing
 _SHARE = 1 / 20
-_FIRST_BACKOFF_S, _LONGEST_BACKOFF_S, _NOT_ADMITTED_S = 0.1, 30.0, 30.0
+_FIRST_BACKOFF_S, _LONGEST_BACKOFF_S, _NOT_ADMITTED_S = 0.1, 10.0, 30.0
 _Interrupts = (Unreachable, NotAdmitted, BadAnswer)
 
 
@@ -69,6 +69,7 @@ class Node:
         self._pulling = False
         self._last = 0.0  # when there was a request last, by the monotonic clock
         self._backoff = _FIRST_BACKOFF_S
+        self._connected = False
         self._trouble: str | None = None
         self._resend: dict[str, float] = {}  # replies that the server would not take, and when to try again
 
@@ -109,9 +110,10 @@ class Node:
         """Connect and serve until something breaks; then wait, longer each time that it goes on."""
         try:
             node = self.fleet.connect(self.spool.node)
-            self.diary.connected(self.fleet.address, node)
+            if not self._connected:
+                self.diary.connected(self.fleet.address, node)
+                self._connected, self._last = True, time.monotonic()
             self._try(lambda: self.spool.remember_node(node))
-            self._trouble, self._backoff, self._last = None, _FIRST_BACKOFF_S, time.monotonic()
             self._take_up_again()
             while not self.stopping:
                 self._deliver()
@@ -122,7 +124,7 @@ class Node:
             if self.stopping:
                 return
             if str(error) != self._trouble:
-                self._trouble = str(error)
+                self._trouble, self._connected = str(error), False
                 self.diary.warn(f"{error}; trying again until it works")
             pause = _NOT_ADMITTED_S if isinstance(error, NotAdmitted) else self._backoff
             self._stop.wait(pause * random.uniform(0.5, 1.0))
@@ -135,6 +137,7 @@ class Node:
             claim, held = self.fleet.pull(self.wait_s)
         finally:
             self._pulling = False
+        self._trouble, self._backoff = None, _FIRST_BACKOFF_S
         if claim is None:
             if not held:
                 waited = time.monotonic() - self._last

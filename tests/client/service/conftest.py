@@ -135,10 +135,10 @@ class Link:
         """How many replies the server holds."""
         return int(self.state.num_message_res())
 
-    def signed(self, plan: str, run: str = "run-1", **changes: Any) -> ConfigRecord:
+    def signed(self, text: str, run: str = "run-1", **changes: Any) -> ConfigRecord:
         """Return a "config" record that carries a plan, signed for the next hour."""
         now = int(time.time())
-        return ConfigRecord({**sign_plan(plan, run, now, now + 3600, self.plan_key), **changes})
+        return ConfigRecord({**sign_plan(text, run, now, now + 3600, self.plan_key), **changes})
 
 
 class Joined:
@@ -249,6 +249,20 @@ def model(plan: str) -> ArrayRecord:
 
 
 @pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A certificate for this machine, in PEM."""
-    return _certificate(tmp_path_factory.mktemp("certificate"))
+def certificate_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a certificate for this machine and its key: c.pem, k.pem."""
+    folder = tmp_path_factory.mktemp("certificate")
+    _certificate(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def certificate(certificate_files: Path) -> str:
+    """That certificate, in PEM."""
+    return (certificate_files / "c.pem").read_text()
+
+
+@pytest.fixture(scope="session")
+def other_certificate(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The certificate of somebody else who calls himself the same."""
+    return _certificate(tmp_path_factory.mktemp("other"))
