@@ -22,6 +22,7 @@ from astrofed.client.precision import Profile, checkpointed, computed_as, determ
 from astrofed.client.stepping import Stepper
 from astrofed.client.task import TrainInstruction
 from astrofed.shared.errors import UserMistake
+from astrofed.shared.models.base import Model
 from astrofed.shared.plan import Training
 from astrofed.shared.seeds import torch_seeded
 
@@ -91,6 +92,8 @@ def train_locally(
     generator = torch.Generator().manual_seed(instruction.seed)
     if not model.training:
         model.train()
+    if isinstance(model, Model):
+        model.begin_round()
     with (
         checkpointed(model, training),
         deterministic(training),

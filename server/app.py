@@ -12,7 +12,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from astrofed.server.checkpoint import load_arrays, save_arrays
+from astrofed.server.checkpoint import MODEL, load_arrays, save_arrays
 from astrofed.server.enrolment import NotEnrolled, Roster, Statistics, enrol, gather_statistics
 from astrofed.server.federation import Arrays, Federation, Observer
 from astrofed.server.record import OtherPlan, RunRecord
@@ -22,7 +22,7 @@ from astrofed.shared.models.base import build_model
 from astrofed.shared.plan import Plan, plan_from_json
 from astrofed.shared.record import Round, Start
 
-MODEL, STATISTICS = "model.safetensors", "statistics.safetensors"
+STATISTICS = "statistics.safetensors"
 SOFTWARE = ("astrofed", "flwr", "torch", "numpy")
 
 

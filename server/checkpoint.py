@@ -19,7 +19,7 @@ from astrofed.shared.errors import UserMistake
 from astrofed.shared.files import write_atomically
 
 Arrays = dict[str, NDArray[Any]]
-FOLDER = "checkpoints"
+FOLDER, MODEL = "checkpoints", "model.safetensors"
 KEPT = 2
 _MODEL, _STRATEGY = "model/", "strategy/"
 

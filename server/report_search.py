@@ -6,7 +6,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from astrofed.server.report_plots import Scale, add, drawing, labelled, markup
-from astrofed.server.search.run import SearchRecord, read_search
+from astrofed.server.search.run import SearchRecord, Share, read_search
 from astrofed.server.search.trials import Trial
 from astrofed.shared.plan import Value
 
@@ -19,10 +19,15 @@ class Search:
 
     record: SearchRecord
     keys: tuple[str, ...]  # of the space
-    front: tuple[Trial, ...]  # the lowest loss first
-    plot: Markup
+    front: tuple[Trial, ...]  # the lowest loss first; empty for a differentiable search
+    plot: Markup | None
 
-    def value(self, trial: Trial, key: str) -> Value:
+    @property
+    def shares(self) -> list[Share]:
+        """The candidates of a differentiable search, the largest share first."""
+        return sorted(self.record.shares, key=lambda share: -share.share)
+
+    def value(self, trial: Trial | Share, key: str) -> Value:
         """Return what a candidate has for a key of the space."""
         return trial.choices[key]
 
@@ -34,7 +39,8 @@ def search_section(run: Path) -> Search | None:
         return None
     by_number = {trial.number: trial for trial in record.trials}
     front = tuple(by_number[number] for number in record.front)
-    return Search(record, tuple(front[0].choices), front, _plot(record, front))
+    first = front[0] if front else record.shares[0]
+    return Search(record, tuple(first.choices), front, _plot(record, front) if front else None)
 
 
 def _plot(record: SearchRecord, front: tuple[Trial, ...]) -> Markup:

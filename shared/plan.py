@@ -205,7 +205,8 @@ class Search(Section):
 
     space: Annotated[dict[str, Annotated[tuple[Value, ...], Field(min_length=1)]], Field(min_length=1)]
     """The values that each key below `model` or `training` may take: {"model.depth" = [1, 2], ...}."""
-    algorithm: Literal["nsga2", "random"] = "nsga2"
+    algorithm: Literal["nsga2", "random", "differentiable"] = "nsga2"
+    """NSGA-II, chance, or one run that trains all candidates mixed by weights that are trained with them."""
     candidates: Annotated[int, Field(ge=1)] = 16
     """How many are proposed in all."""
     population: Annotated[int, Field(ge=2)] = 8

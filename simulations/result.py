@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from astrofed.server.app import MODEL
-from astrofed.server.checkpoint import load_arrays
+from astrofed.server.checkpoint import MODEL, load_arrays
 from astrofed.server.record import NoRun, read_plan, read_record
 from astrofed.server.search.run import read_search
 from astrofed.shared.arrays import from_numpy, load_into

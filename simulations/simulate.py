@@ -11,8 +11,8 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from astrofed.client.app import open_task
-from astrofed.server.app import MODEL, STATISTICS, Settings, Silent, build_server_app
-from astrofed.server.checkpoint import load_arrays
+from astrofed.server.app import STATISTICS, Settings, Silent, build_server_app
+from astrofed.server.checkpoint import MODEL, load_arrays
 from astrofed.server.federation import Observer
 from astrofed.server.record import LINES
 from astrofed.server.report import write_report, write_showcase

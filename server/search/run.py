@@ -6,6 +6,7 @@ The search lies in `search/` below the run's folder: its plan, `trials.jsonl`, a
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -15,13 +16,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from astrofed.server.federation import Observer
 from astrofed.server.record import PLAN, OtherPlan, RecordBroken, check_empty, differences, read_plan
+from astrofed.server.search.differentiable import mixed_shares, strongest
 from astrofed.server.search.federated import FederatedTrainer, RunPlan
 from astrofed.server.search.halving import Found, search
-from astrofed.server.search.space import check_space
+from astrofed.server.search.space import Choices, Space, check_space
 from astrofed.server.search.trials import Book, Trial
 from astrofed.shared.files import write_atomically
 from astrofed.shared.overrides import set_key
-from astrofed.shared.plan import Plan, load_plan
+from astrofed.shared.plan import Plan, Value, load_plan
 from astrofed.shared.seeds import derive_seed
 
 FOLDER, FOUND = "search", "found.json"
@@ -36,6 +38,16 @@ class Listener(Protocol):
         """A candidate reached a rung, or the search is over."""
 
 
+class Share(BaseModel):
+    """A candidate's part in the mixture that a differentiable search trained."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    number: int
+    choices: dict[str, Value]
+    share: float
+
+
 class SearchRecord(BaseModel):
     """What a finished search came to, as `found.json` holds it."""
 
@@ -45,8 +57,9 @@ class SearchRecord(BaseModel):
     objectives: tuple[str, ...]
     size: int  # of the space
     rounds: int  # of training, over all candidates
-    trials: tuple[Trial, ...]  # each candidate at the highest rung that it reached
+    trials: tuple[Trial, ...]  # each candidate at the highest rung that it reached; none of a differentiable search
     front: tuple[int, ...]  # their numbers, the lowest loss first
+    shares: tuple[Share, ...] = ()  # of a differentiable search
     winner: int
 
 
@@ -75,12 +88,20 @@ def searched(grid: Grid, plan: Plan, out: Path, *, resume: bool, observer: Obser
     _begin(folder, plan)
     rungs = plan.search.steps(plan.rounds)
     say = observer.said if isinstance(observer, Listener) else _nothing
-    trainer = FederatedTrainer(_for_candidates(plan, rungs), folder, run, observer)
-    say(f"search: {plan.search.algorithm} over {space.size} candidates, rungs of {rungs} rounds")
-    found = search(space, plan.search, rungs, plan.seed, trainer, Book(folder), lambda trial: say(_line(trial)))
-    say(f"winner: {_line(found.winner)}; it is trained from scratch")
-    write_atomically(folder / FOUND, _record(plan, space.size, found).model_dump_json(indent=1).encode())
-    return _chosen(plan, found.winner)
+    inner = _for_candidates(plan, rungs)
+    if plan.search.algorithm == "differentiable":
+        say(f"search: {space.size} candidates mixed, {rungs[-1]} rounds")
+        shares = mixed_shares(inner, space, rungs[-1], folder, run, observer)
+        record, chosen = _record_of_shares(plan, space, rungs[-1], shares), strongest(shares)[1]
+        say(f"winner: candidate {record.winner} with a share of {shares[chosen]:.1%}; it is trained from scratch")
+    else:
+        say(f"search: {plan.search.algorithm} over {space.size} candidates, rungs of {rungs} rounds")
+        trainer = FederatedTrainer(inner, folder, run, observer)
+        found = search(space, plan.search, rungs, plan.seed, trainer, Book(folder), lambda trial: say(_line(trial)))
+        record, chosen = _record(plan, space.size, found), tuple(found.winner.choices.values())
+        say(f"winner: {_line(found.winner)}; it is trained from scratch")
+    write_atomically(folder / FOUND, record.model_dump_json(indent=1).encode())
+    return _with_values(plan, space.named(chosen))
 
 
 def read_search(out: Path) -> SearchRecord | None:
@@ -120,11 +141,27 @@ def _for_candidates(plan: Plan, rungs: tuple[int, ...]) -> Plan:
     return plan.model_copy(update={"seed": seed, "rounds": rungs[-1], "evaluate_every": math.gcd(*rungs)})
 
 
-def _chosen(plan: Plan, winner: Trial) -> Plan:
+def _with_values(plan: Plan, values: Mapping[str, Value]) -> Plan:
     data = plan.to_dict()
-    for key, value in winner.choices.items():
+    for key, value in values.items():
         set_key(data, key, value)
     return load_plan(data)
+
+
+def _record_of_shares(plan: Plan, space: Space, rounds: int, shares: dict[Choices, float]) -> SearchRecord:
+    return SearchRecord(
+        algorithm="differentiable",
+        objectives=("loss",),
+        size=space.size,
+        rounds=rounds,
+        trials=(),
+        front=(),
+        shares=tuple(
+            Share(number=number, choices=space.named(choices), share=share)
+            for number, (choices, share) in enumerate(shares.items(), start=1)
+        ),
+        winner=strongest(shares)[0],
+    )
 
 
 def _record(plan: Plan, size: int, found: Found) -> SearchRecord:

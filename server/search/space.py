@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from astrofed.shared.models.base import build_model
+from astrofed.shared.models.mixture import MOST
 from astrofed.shared.overrides import set_key
 from astrofed.shared.plan import Plan, PlanError, Value, load_plan
 
@@ -87,7 +88,29 @@ def check_space(plan: Plan) -> Space:
         except (PlanError, ValueError) as error:
             chosen = ", ".join(f"{key} = {value!r}" for key, value in space.named(choices).items())
             raise PlanError(f"search.space: the candidate {chosen} can't be built: {error}") from error
+    if plan.search is not None and plan.search.algorithm == "differentiable":
+        _check_mixable(plan, space)
     return space
+
+
+def _check_mixable(plan: Plan, space: Space) -> None:
+    """See that all candidates can be trained at once.
+
+    Raises:
+        PlanError: too many, keys that are not the model's, or a combination that isn't sound.
+    """
+    if not 2 <= space.size <= MOST:
+        raise PlanError(
+            f"search.space: {space.size} candidates; the differentiable search trains 2 to {MOST} at once: give fewer "
+            "values, or algorithm = 'nsga2'"
+        )
+    others = [key for key in space.values if not key.startswith("model.")]
+    if others:
+        raise PlanError(f"search.space: {others[0]!r} is no key of the model's, and all candidates are trained alike")
+    if plan.privacy is not None:
+        raise PlanError("privacy: one unit's part in the mixture is not bounded; use algorithm = 'nsga2'")
+    if plan.search is not None and plan.search.max_parameters is not None:
+        raise PlanError("search.max_parameters: the differentiable search looks at the loss alone; remove it")
 
 
 def _tried(space: Space) -> Iterator[Choices]:

@@ -34,6 +34,9 @@ class Model(nn.Module, ABC):
     def from_plan(cls, plan: Plan, options: Section) -> Self:
         """Build the network for a plan; weights are drawn from torch's current generator, which the caller seeds."""
 
+    def begin_round(self) -> None:
+        """Forget what another participant's training may have left in attributes; called before each local round."""
+
     def signature(self) -> tuple[Input, ...]:
         """Return what forward takes, in the order of its arguments; `astrofed export` needs it.
 

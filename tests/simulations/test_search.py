@@ -85,6 +85,23 @@ def test_every_candidate_is_charged_to_the_ledger(plan: dict[str, Any], tmp_path
     assert 0 < max(spent.epsilon for spent in last) < epsilons[0]
 
 
+def test_a_differentiable_search_chooses_what_learns(plan: dict[str, Any], tmp_path: Path) -> None:
+    search = {"algorithm": "differentiable", "space": {"model.hidden": [[1], [64]]}}
+    training = {"batch_size": 16, "learning_rate": 0.01, "optimizer": "adam"}
+    plan |= {"search": search, "training": training, "rounds": 6}
+    result = astrofed.simulate(plan, out=tmp_path / "run")
+    found = result.to_dict()["search"]
+    assert sum(item["share"] for item in found["shares"]) == pytest.approx(1)
+    assert list(result.plan.model.options["hidden"]) == [64]
+    assert "mixed by shares" in result.report.read_text()
+    again = astrofed.simulate(plan, out=tmp_path / "run", resume=True)
+    assert again.to_dict()["search"] == found
+    with pytest.raises(PlanError, match="2 to 16"):
+        check_plan(load_plan(plan | {"search": search | {"space": {"model.hidden": [[n] for n in range(1, 20)]}}}))
+    with pytest.raises(PlanError, match="trained alike"):
+        check_plan(load_plan(plan | {"search": search | {"space": {"training.batch_size": [4, 8]}}}))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
