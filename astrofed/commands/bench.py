@@ -69,3 +69,20 @@ def privacy(quick: Quick = False, as_json: Json = False) -> None:
         print_json(result.to_dict())
     else:
         console().print(result.table())
+
+
+@app.command(epilog="Example: astrofed bench modes --meta --quick")
+def modes(
+    quick: Quick = False,
+    as_json: Json = False,
+    meta: Annotated[bool, typer.Option("--meta", help="Only meta-learning.")] = False,
+) -> None:
+    """Measure the modes: MAML on sinusoids, few-shot on unseen worlds, one participant beside Lightning."""
+    with only_json(as_json):
+        from astrofed.simulations.bench.modes import run_modes_bench
+
+        result = run_modes_bench(quick=quick, meta=meta)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        console().print(result.table())
