@@ -16,10 +16,11 @@ from torch.func import functional_call, grad, vmap
 from astrofed.client.meta.adaptation import Adapter
 from astrofed.client.meta.algorithms import MetaLoss
 from astrofed.client.meta.episodes import Stacked
+from astrofed.client.optimizers import make_optimizer
 from astrofed.client.privacy.gradients import Units
 from astrofed.client.site import Site
 from astrofed.client.task import TrainInstruction
-from astrofed.client.training import make_optimizer, train_locally
+from astrofed.client.training import train_locally
 from astrofed.shared.models.base import build_model
 from astrofed.shared.plan import Plan, load_plan
 from astrofed.simulations.bench.modes_result import ModeRow, at_most

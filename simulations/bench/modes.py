@@ -1,12 +1,14 @@
 """`astrofed bench modes`: the modes against the literature and against bare loops, in one run on this machine."""
 
+from typing import Any
+
 from astrofed.simulations.bench.meta_sinusoid import ITERATIONS, iteration_rows, sinusoid_rows
 from astrofed.simulations.bench.meta_worlds import world_rows
 from astrofed.simulations.bench.modes_result import ModeRow, ModesResult
 from astrofed.simulations.bench.result import this_machine
 from astrofed.simulations.bench.single import single_rows
 
-ALGORITHMS = {
+ALGORITHMS: dict[str, dict[str, Any]] = {
     "maml": {"algorithm": "maml"},
     "fomaml": {"algorithm": "fomaml"},
     "anil": {"algorithm": "anil", "inner_rate": 0.1},
