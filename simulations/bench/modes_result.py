@@ -71,7 +71,7 @@ def at_most(text: str, value: float, bound: float) -> Target:
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Return the mean of independent values and the ends of its 95 % interval by Student's t; at least two values."""
-    from scipy.stats import t
+    from scipy.stats import t  # type: ignore[import-untyped]
 
     mean = statistics.fmean(values)
     half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
