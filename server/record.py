@@ -218,4 +218,8 @@ def _digest(data: bytes) -> str:
 def differences(stored: dict[str, Any], given: dict[str, Any]) -> list[str]:
     """Return the keys outside [engine] in which two plans differ."""
     keys = sorted((stored.keys() | given.keys()) - {"engine"})
-    return [key for key in keys if json.dumps(stored.get(key)) != json.dumps(given.get(key))]
+    return [key for key in keys if _text(stored.get(key)) != _text(given.get(key))]
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)  # TOML puts tables after all other keys

@@ -276,7 +276,7 @@ class Plan(Section):
     """Everything a run does. Reproducible from this and the data alone."""
 
     name: Name
-    mode: Literal["single", "federated", "meta", "nas"] = "federated"
+    mode: Literal["single", "federated", "multimodal", "meta", "nas"] = "federated"
     seed: Annotated[int, Field(ge=0)] = 0
     rounds: Annotated[int, Field(ge=1)] = 1
     evaluate_every: Annotated[int, Field(ge=1)] = 1

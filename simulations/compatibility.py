@@ -8,7 +8,9 @@ from astrofed.server.search.space import check_space
 from astrofed.server.strategies.build import build_strategy, check_guarantee
 from astrofed.shared import registry
 from astrofed.shared.models.base import Model, build_model
+from astrofed.shared.models.surrogate_layout import SurrogateLayout
 from astrofed.shared.plan import Plan, PlanError, check_options
+from astrofed.shared.registry import normalise
 from astrofed.simulations.attack import Attack
 
 
@@ -80,6 +82,11 @@ def _privacy(plan: Plan, task: type[Task]) -> list[str]:
 
 
 def _mode(plan: Plan, task: type[Task], model: Model) -> list[str]:
+    if plan.mode == "multimodal" and not issubclass(task.Options, SurrogateLayout):
+        raise PlanError(
+            f"mode 'multimodal' is for tasks with modalities, such as 'surrogate'; {plan.task.name!r} has none: set "
+            "task.name = 'surrogate', or mode = 'federated'"
+        )
     meta = plan.meta
     if plan.mode != "meta" or meta is None:
         return [f"[meta]: not used in mode {plan.mode!r}"] if meta is not None else []
@@ -99,6 +106,6 @@ def _faults(plan: Plan) -> list[str]:
     attackers = [participant.name for participant in plan.trainers if participant.attack is not None]
     if not attackers:
         return []
-    tolerated = plan.strategy.f or 0 if plan.strategy.name == "robust" else 0
+    tolerated = plan.strategy.f or 0 if normalise(plan.strategy.name) in ("robust", "block-mean") else 0
     warning = f"; more than the {tolerated} that the strategy tolerates" if len(attackers) > tolerated else ""
     return [f"{len(attackers)} of {len(plan.trainers)} participants attack ({', '.join(attackers)}){warning}"]

@@ -83,9 +83,20 @@ def single(plan: Plan) -> Plan:
     first = plan.trainers[0].model_copy(update={"attack": None})
     others = [participant for participant in plan.participants if participant.role == "evaluate"]
     data = plan.model_copy(update={"participants": (first, *others), "mode": "single"}).to_dict()
-    if plan.strategy.name == "robust":
+    if plan.strategy.name in ("robust", "block-mean"):
         data["strategy"] = {"name": "FedAvg", "timeout_s": plan.strategy.timeout_s}
-    return load_plan(data)
+    return load_plan(_without_absent(data))
+
+
+def _without_absent(data: dict[str, Any]) -> dict[str, Any]:
+    """Drop from a plan what its task and strategy say of participants that are no longer in it."""
+    names = {participant["name"] for participant in data["participants"]}
+    if isinstance(given := data["task"].get("modalities"), dict):
+        data["task"]["modalities"] = {site: own for site, own in given.items() if site in names}
+    if isinstance(trust := data["strategy"].get("trust"), dict):
+        left = {block: [site for site in sites if site in names] for block, sites in trust.items()}
+        data["strategy"]["trust"] = {block: sites for block, sites in left.items() if sites}
+    return data
 
 
 def with_trainers(plan: Plan, count: int) -> Plan:
@@ -98,7 +109,7 @@ def with_trainers(plan: Plan, count: int) -> Plan:
         raise PlanError(f"{count} training participants are asked for, the plan has {len(plan.trainers)}")
     kept = {participant.name for participant in plan.trainers[:count]}
     participants = [p for p in plan.participants if p.role == "evaluate" or p.name in kept]
-    return load_plan(plan.model_copy(update={"participants": tuple(participants)}).to_dict())
+    return load_plan(_without_absent(plan.model_copy(update={"participants": tuple(participants)}).to_dict()))
 
 
 def _run(settings: Settings, observer: Observer, plugins: Sequence[Path]) -> None:

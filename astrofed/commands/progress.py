@@ -41,7 +41,8 @@ class Progress:
     def started(self, plan: Plan, start: Start) -> None:
         """Show who takes part."""
         self._rounds = plan.rounds
-        rule = f" ({plan.strategy.rule}, f = {plan.strategy.f or 0})" if plan.strategy.name == "robust" else ""
+        ours = plan.strategy.name in ("robust", "block-mean")
+        rule = f" ({plan.strategy.rule or 'default rule'}, f = {plan.strategy.f or 0})" if ours else ""
         self._console.print(
             f"[bold]{escape(plan.name)}[/]: {plan.rounds} rounds of {escape(plan.strategy.name)}{escape(rule)}, "
             f"{escape(plan.model.name)} with {start.parameters:,} parameters, {plan.engine.name}, seed {plan.seed}"

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from astrofed.client.data.contract import AXES, FIELDS
 from astrofed.client.data.cube import Cube, open_group, read_cube, read_planet, read_variable, variable_names
+from astrofed.client.data.emission import NAMES as EMISSION_NAMES
+from astrofed.client.data.emission import read_emission
 from astrofed.client.data.mistakes import DataMistake, UnknownDatasetKind
 from astrofed.client.data.table import Table, read_table
 from astrofed.client.data.world import check_axes, check_field
@@ -109,7 +111,9 @@ def check_dataset(path: Path) -> Report:
         if kind == "cube":
             problems += _cube_problems(path)
             if not any(problem.severity == "error" for problem in problems):
-                fingerprint = read_cube(path).fingerprint
+                cube = read_cube(path)
+                read_emission(path, cube)  # an error, if it is there and damaged
+                fingerprint = cube.fingerprint
         else:
             table = read_table(path)
             problems += _table_warnings(table)
@@ -188,7 +192,7 @@ def _cube_problems(path: Path) -> list[Problem]:
 def _cube_warnings(names: list[str], attributes: dict[str, Any], fields: dict[str, Any], path: Path) -> list[Problem]:
     warnings = []
     for name in names:
-        if name not in FIELDS and name not in AXES:
+        if name not in FIELDS and name not in AXES and name not in EMISSION_NAMES:
             near = difflib.get_close_matches(name, [*FIELDS, *AXES], n=1, cutoff=0.5)
             hint = f"; is it {near[0]!r}?" if near else ""
             warnings.append(Problem("warning", name, "unknown variable", f"{path}: {name} is not read{hint}"))

@@ -13,9 +13,11 @@ from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 from astrofed.server.aggregation.pipeline import Pipeline
 from astrofed.server.aggregation.rules_centre import TrustedReference
 from astrofed.server.privacy.conditions import check_central
+from astrofed.server.strategies.blocks import BlockMean, block_of
 from astrofed.server.strategies.central import PrivateMean, guarantee
 from astrofed.server.strategies.robust import RobustStrategy
 from astrofed.shared import registry
+from astrofed.shared.models.base import build_model
 from astrofed.shared.plan import Plan, PlanError
 
 # How many nodes Flower's strategies wait for without end; their own default of 2 suits no single participant.
@@ -50,6 +52,8 @@ def build_strategy(plan: Plan) -> Strategy:
         raise PlanError(_with_largest_f(str(error), plan)) from None
     _check_participants(strategy.pipeline, len(plan.trainers))
     _check_reference(strategy.pipeline, plan)
+    if isinstance(strategy, BlockMean):
+        strategy.declare(plan, [block_of(name) for name in build_model(plan).state_dict()])
     return strategy
 
 
@@ -65,8 +69,9 @@ def check_guarantee(plan: Plan) -> list[str]:
         unused = [key for key in ("rule", "pre", "f") if getattr(section, key) not in (None, ())]
         return lines + ([f"strategy.{', strategy.'.join(unused)}: not used by {section.name}"] if unused else [])
     pipeline = strategy.pipeline
+    blocks = strategy.promises if isinstance(strategy, BlockMean) else []
     if pipeline.f == 0:
-        return [f"{pipeline.name} with f = 0: no guarantee; one lying participant can move the model"]
+        return [f"{pipeline.name} with f = 0: no guarantee; one lying participant can move the model", *blocks]
     need = pipeline.minimum_replies()
     fewer = "goes on with a smaller f" if strategy.options.reduce_f else "leaves the model as it is"
     lines = [
@@ -79,7 +84,7 @@ def check_guarantee(plan: Plan) -> list[str]:
         lines.append(f"{pipeline.name} without mixing first (pre = ['nnm']): weak where the participants' data differ")
     if section.weights == "examples":
         lines.append("weights = 'examples': believes the number of examples that a participant enrols with")
-    return lines
+    return lines + blocks
 
 
 def _check_participants(pipeline: Pipeline, n: int) -> None:

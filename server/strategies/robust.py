@@ -89,10 +89,10 @@ def _check_keys(options: Mapping[str, Any], valid: set[str], label: str) -> None
 
 
 def _build(cls: type[Rule], name: str, options: Mapping[str, Any]) -> Rule:
-    return cls(_take(cls.Options, name, options))
+    return cls(take(cls.Options, name, options))
 
 
-def _take(section: type[OptionsT], name: str, options: Mapping[str, Any]) -> OptionsT:
+def take(section: type[OptionsT], name: str, options: Mapping[str, Any]) -> OptionsT:
     """Return the options that a section knows, checked."""
     own = {key: value for key, value in options.items() if key in section.model_fields}
     return check_options(section, Named(name=name, options=own), "strategy")
@@ -130,7 +130,7 @@ class RobustStrategy(Strategy):
             PlanError: see `build_pipeline`; or the rule can't weigh by examples.
         """
         self.pipeline = build_pipeline(rule, pre, f, options or {})
-        own = _take(Options, "robust", options or {})
+        own = take(Options, "robust", options or {})
         stages, last = self.pipeline.pre, self.pipeline.rule
         if weights == "examples" and (stages or not (isinstance(last, Combination) and last.weighs_examples)):
             raise PlanError(
