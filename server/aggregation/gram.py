@@ -22,13 +22,21 @@ def gram_matrix(updates: Updates, device: Optional["TorchPasses"] = None) -> Flo
     Only what is the same about any point has a meaning: distances, and mixes with weights that sum to 1. Without a
     `device`, compiled code measures them on the CPU.
     """
-    if device is None:
-        from astrofed.server.aggregation.passes import distances
+    return gram_about(squares_between(updates, device))
 
-        squares = distances(updates)
-    else:
-        squares = device.distances(updates)
-    to_centre = squares[_middle(squares)]
+
+def squares_between(updates: Updates, device: Optional["TorchPasses"] = None) -> Floats:
+    """Return the squared distances (n, n) between the updates."""
+    if device is not None:
+        return device.distances(updates)
+    from astrofed.server.aggregation.passes import distances
+
+    return distances(updates)
+
+
+def gram_about(squares: Floats, point: int | None = None) -> Floats:
+    """Return the inner products (n, n) of differences from a point, by default the most central, from the distances."""
+    to_centre = squares[_middle(squares) if point is None else point]
     gram: Floats = (to_centre[:, None] + to_centre[None, :] - squares) / 2
     return gram
 

@@ -5,41 +5,54 @@ of `addresses` (arrays, n) point at each array's values at the n clients. A bloc
 is worked on, and the next is prefetched. Inputs are finite. Compiled once for float32 and float64, then read from disk.
 """
 
+import hashlib
 from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
 
+from astrofed.server.aggregation import order, vectors, vectors_sorting
 from astrofed.server.aggregation.vectors import (
     COLUMNS,
     LANES,
-    LINE,
     REGISTER,
     SOON,
     TILE,
     add_weighted,
     carray,
-    exchange,
     mix,
     pointer,
-    prefetch,
     squares_between,
     squares_within,
 )
+from astrofed.server.aggregation.vectors_sorting import exchange, load_block, sort_few
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 ROWS = 10  # read side by side: of more, the machine does not foresee what is read next
 RUN = 2048  # columns that are added in float32
+FEW = 32  # rows that fit into registers, or nearly so
+NEAR = REGISTER // 2  # rows that are best read into them from where they lie
 TINY = 2.0**-86  # sums of squares below this may have lost digits to float32's smallest numbers
+
+
+_TAKEN_OVER = hashlib.sha256(
+    b"".join(Path(module.__file__).read_bytes() for module in (vectors, vectors_sorting, order))
+).hexdigest()
 
 
 def compiled(function: FunctionT, **options: Any) -> FunctionT:
     """Compile without the interpreter's lock; kept on disk where some folder can be written."""
     try:
-        return cast(FunctionT, numba.njit(nogil=True, cache=True, **options)(function))
+        made = numba.njit(nogil=True, cache=True, **options)(function)
     except RuntimeError:  # neither the package's folder nor the user's cache can be written
         return cast(FunctionT, numba.njit(nogil=True, **options)(function))
+    index = getattr(getattr(made, "_cache", None), "_cache_file", None)
+    if hasattr(index, "_source_stamp"):  # numba looks at this file's date alone, not at the instructions taken over
+        index._source_stamp = (index._source_stamp, _TAKEN_OVER)
+    return cast(FunctionT, made)
 
 
 def summing(function: FunctionT) -> FunctionT:
@@ -120,16 +133,28 @@ def weighted_sum(addresses: Any, pieces: Any, weights: Any, block: int, like: An
 
 
 @compiled
-def _load(addresses: Any, array: int, begin: int, width: int, more: bool, like: Any, rows: Any) -> None:
-    """Copy a block of columns into `rows`, the first `width` of them; ask for the next block if there is one."""
+def _load(addresses: Any, array: int, begin: int, width: int, like: Any, rows: Any) -> None:
+    """Copy a block of columns into `rows`, the first `width` of them; ask for the next block if this one is whole."""
     for k in range(addresses.shape[1]):
-        address, row = addresses[array, k] + begin * like.itemsize, rows[k]
-        values = carray(pointer(address, like), (width,))
-        for c in range(width):
-            row[c] = values[c]
-        if more:
-            for line in range(LANES * like.itemsize, 2 * LANES * like.itemsize, LINE):
-                prefetch(address + line)
+        address = addresses[array, k] + begin * like.itemsize
+        if width == LANES:
+            load_block(address, like, rows[k])
+        else:
+            values, row = carray(pointer(address, like), (width,)), rows[k]
+            for c in range(width):
+                row[c] = values[c]
+
+
+@compiled
+def _centre(source: Any, centre: int, middle: Any) -> None:
+    """Take one row off every row, and put it into `middle`."""
+    taken = source[centre].copy()
+    for c in range(LANES):
+        middle[c] = taken[c]
+    for k in range(len(source)):
+        row = source[k]
+        for c in range(LANES):
+            row[c] -= taken[c]
 
 
 @compiled
@@ -208,16 +233,12 @@ def order_statistics(
     total, below, middle, common = np.zeros(LANES), np.empty(LANES), np.zeros(LANES), np.empty(LANES)
     for array, start, stop in pieces:
         for begin in range(start, stop, LANES):
-            width, more = min(LANES, stop - begin), begin + 2 * LANES <= stop
+            width = min(LANES, stop - begin)
             if centre < 0:
-                _load(addresses, array, begin, width, more, like, rows)
+                _load(addresses, array, begin, width, like, rows)
             else:
-                _load(addresses, array, begin, width, more, like, source)
-                for c in range(LANES):
-                    middle[c] = source[centre, c]
-                for k in range(len(source)):
-                    for c in range(LANES):
-                        source[k, c] -= middle[c]
+                _load(addresses, array, begin, width, like, source)
+                _centre(source, centre, middle)
                 _mix(source, starts, members, weights, common, rows)
             for q in range(len(exchanges)):
                 exchange(rows, exchanges[q, 0], exchanges[q, 1])
@@ -228,3 +249,86 @@ def order_statistics(
             result = carray(pointer(results[array] + begin * like.itemsize, like), (width,))
             for c in range(width):
                 result[c] = middle[c] + total[c]
+
+
+@lru_cache(maxsize=64)
+def few_ranks(n: int, first: int, stop: int) -> Callable[..., None]:
+    """Return `order_statistics` for the mean of ranks `first` to before `stop` of n rows, n up to FEW.
+
+    It is compiled for these numbers, so that rows are compared in registers; it takes no `exchanges` and no `ranks`.
+    """
+
+    @compiled
+    def few(
+        addresses: Any,
+        pieces: Any,
+        starts: Any,
+        members: Any,
+        weights: Any,
+        centre: int,
+        like: Any,
+        source: Any,
+        rows: Any,
+        results: Any,
+    ) -> None:
+        total, middle, common = np.zeros(LANES), np.zeros(LANES), np.empty(LANES)
+        at, to = np.empty(n, np.int64), total.ctypes.data
+        for k in range(n):
+            at[k] = rows[k].ctypes.data
+        steps = LANES // (REGISTER // rows.itemsize)
+        for array, begin, end in pieces:
+            for block in range(begin, end, LANES):
+                width = min(LANES, end - block)
+                target = results[array] + block * like.itemsize
+                if centre < 0:
+                    _load(addresses, array, block, width, like, rows)
+                    if width == LANES:
+                        sort_few(at, 0, steps, target, rows, n, first, stop, like)
+                        continue
+                else:
+                    _load(addresses, array, block, width, like, source)
+                    _centre(source, centre, middle)
+                    _mix(source, starts, members, weights, common, rows)
+                sort_few(at, 0, steps, to, rows, n, first, stop, total)
+                result = carray(pointer(target, like), (width,))
+                for c in range(width):
+                    result[c] = middle[c] + total[c]
+
+    return few
+
+
+@lru_cache(maxsize=64)
+def few_in_place(n: int, first: int, stop: int) -> Callable[..., None]:
+    """Return the same as `few_ranks` for rows that are read into registers from where they lie, without mixing.
+
+    It takes (addresses, pieces, like, rows, results).
+    """
+
+    @compiled
+    def few(addresses: Any, pieces: Any, like: Any, rows: Any, results: Any) -> None:
+        size, last = like.itemsize, np.zeros(LANES, like.dtype)
+        lanes = REGISTER // size
+        at, beside = np.empty(n, np.int64), np.empty(n, np.int64)
+        for k in range(n):
+            beside[k] = rows[k].ctypes.data
+        for array, begin, end in pieces:
+            for k in range(n):
+                at[k] = addresses[array, k]
+            whole = (end - begin) // lanes * lanes
+            for task in range(2):  # the whole registers, and what remains
+                steps = whole // lanes if task == 0 else 1
+                offset, target = begin * size, results[array] + begin * size
+                if task == 1:
+                    width = end - begin - whole
+                    if width == 0:
+                        continue
+                    _load(addresses, array, begin + whole, width, like, rows)
+                    at[:] = beside
+                    offset, target = 0, last.ctypes.data
+                sort_few(at, offset, steps, target, like, n, first, stop, like)
+            if whole < end - begin:
+                result = carray(pointer(results[array] + (begin + whole) * size, like), (end - begin - whole,))
+                for c in range(len(result)):
+                    result[c] = last[c]
+
+    return few

@@ -20,6 +20,7 @@ from astrofed.server.aggregation.updates import Integers, Segment, Updates
 
 TASKS = 32
 GRAIN = 1 << 15  # columns of the smallest task; a multiple of every block
+MANY = 1 << 18  # columns from which it pays to compile for one number of rows: half a second, once
 PARTIAL_BYTES = 32 << 20  # for the tasks' distances, before they are added
 CACHE_BYTES = 640 << 10  # of a block whose pairs are compared
 
@@ -91,12 +92,16 @@ def order_statistic(
     members = np.nonzero(weights)[1].astype(np.int64)
     held = 0 if mixing is None else len(clients)
     for segment in updates.segments(clients, result):
-        kind = np.dtype(np.float64) if wide and mixing is not None else segment.dtype
-        call = partial(kernels.order_statistics, segment.addresses)
-        rest = (exchanges, ranks, starts, members, weights[weights != 0], centre, np.zeros(1, segment.dtype))
-        _run(
-            [partial(_with_rows, call, pieces, rest, kind, held, count, segment.results) for pieces in _tasks(segment)]
-        )
+        kind, near = np.dtype(np.float64) if wide and mixing is not None else segment.dtype, False
+        rest: tuple[Any, ...] = (starts, members, weights[weights != 0], centre, np.zeros(1, segment.dtype))
+        if isinstance(reduction, MeanOfRanks) and count <= kernels.FEW and segment.sizes.sum() >= MANY:
+            near = mixing is None and count <= kernels.NEAR
+            few = (kernels.few_in_place if near else kernels.few_ranks)(count, reduction.first, reduction.stop)
+            call, rest = partial(few, segment.addresses), rest[-1:] if near else rest
+        else:
+            call, rest = partial(kernels.order_statistics, segment.addresses), (exchanges, ranks, *rest)
+        room = (kind, held, count, near)
+        _run([partial(_with_rows, call, pieces, rest, room, segment.results) for pieces in _tasks(segment)])
 
 
 def _around_common(mixing: Floats) -> Floats:
@@ -115,13 +120,13 @@ def _with_rows(
     call: Callable[..., None],
     pieces: Integers,
     rest: tuple[Any, ...],
-    kind: np.dtype[Any],
-    held: int,
-    count: int,
+    room: tuple[np.dtype[Any], int, int, bool],
     results: Integers,
 ) -> None:
-    """Give each thread rows of its own, for as long as it works."""
-    call(pieces, *rest, _aligned(held, kind), _aligned(count, kind), results)
+    """Give each thread rows of its own, for as long as it works; `room` says of what type and how many."""
+    kind, held, count, near = room
+    rows = (_aligned(count, kind),) if near else (_aligned(held, kind), _aligned(count, kind))
+    call(pieces, *rest, *rows, results)
 
 
 def _aligned(rows: int, kind: np.dtype[Any]) -> NDArray[Any]:

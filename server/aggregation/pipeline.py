@@ -24,7 +24,7 @@ from astrofed.server.aggregation.base import (
     minimum_replies,
     squared_distances,
 )
-from astrofed.server.aggregation.gram import gram_matrix, most_central
+from astrofed.server.aggregation.gram import gram_about, most_central, squares_between
 from astrofed.server.aggregation.updates import Arrays, Updates, flat, spans
 
 if TYPE_CHECKING:
@@ -108,16 +108,19 @@ class Pipeline:
             points.append(reference)
         updates = Updates(reference, points)
         reads_gram = bool(self.pre) or about_model or (isinstance(self.rule, Combination) and self.rule.needs_gram)
-        gram = gram_matrix(updates, self.device) if reads_gram else np.empty((0, 0))
+        gram = from_model = np.empty((0, 0))
+        if reads_gram:
+            squares = squares_between(updates, self.device)
+            gram, from_model = gram_about(squares), gram_about(squares, -1) if about_model else from_model
         rows = np.eye(n, len(points))
         for stage in self.pre:
-            rows = _apply(stage, stage.mix(_seen(stage, rows, gram), self.f), rows)
+            rows = _apply(stage, stage.mix(_seen(stage, rows, gram, from_model), self.f), rows)
         if isinstance(self.rule, Combination):
             if len(rows) != n:
                 shares = np.full(len(rows), 1.0 / len(rows))
             if start is not None:
                 rows = np.vstack([rows, np.eye(1, len(points), n)])
-            weights = self.rule.combine(_seen(self.rule, rows, gram), shares, self.f)
+            weights = self.rule.combine(_seen(self.rule, rows, gram, from_model), shares, self.f)
             weights = _apply(self.rule, weights[None], rows)[0]
             return Aggregate(self._combine(updates, weights, n), weights[:n], _explain(self.name, gram, weights, n))
         left_out = {int(i): f"{self.name} did not select it" for i in np.flatnonzero(~rows[:, :n].any(axis=0))}
@@ -136,7 +139,10 @@ class Pipeline:
     def _reduce(
         self, updates: Updates, mixing: Floats | None, rule: Coordinatewise, n: int, gram: Floats
     ) -> dict[str, NDArray[Any]]:
-        """Return the rule's value at each coordinate, of the n replies or of mixes (m, points) of all points."""
+        """Return the rule's value at each coordinate, of the n replies or of mixes (m, points) of all points.
+
+        Mixes that the model has a part in, the last point, are measured from it; others from the most central reply.
+        """
         result = _blank(updates, n)
         clients = list(range(n))
         if mixing is not None:
@@ -149,7 +155,7 @@ class Pipeline:
             centre, wide = -1, False
             if mixing is not None:
                 seen = gram[np.ix_(clients, clients)]
-                centre = most_central(seen)
+                centre = len(clients) - 1 if clients[-1] >= n else most_central(seen)
                 wide = bool(np.sqrt(squared_distances(seen)[centre].max()) > LONGEST)
             self._passes.order_statistic(updates, clients, reduction, result, mixing, centre, wide=wide)
             return result
@@ -174,14 +180,14 @@ class Pipeline:
         return f"{n} usable replies; {self.name} needs {need} to withstand f = {self.f}"
 
 
-def _seen(stage: Rule, rows: Floats, gram: Floats) -> Floats:
-    """Return the Gram matrix of mixed updates as the stage asks for it; the model, if there, is the last point."""
+def _seen(stage: Rule, rows: Floats, gram: Floats, from_model: Floats) -> Floats:
+    """Return the Gram matrix of mixed updates as the stage asks for it; the model, if there, is the last point.
+
+    Lengths are taken about the model: the most central update may be a liar's, and the others' lengths be lost in its.
+    """
     if not gram.size:
         return gram
-    if stage.about_model:
-        rows = rows.copy()
-        rows[:, -1] -= 1.0
-    return rows @ gram @ rows.T
+    return rows @ (from_model if stage.about_model else gram) @ rows.T
 
 
 def _apply(stage: Rule, weights: Floats, rows: Floats) -> Floats:

@@ -19,8 +19,6 @@ from numba.extending import intrinsic
 REGISTER = 64 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 32  # bytes
 LINE = 64  # bytes of a cache line, over which one is prefetched
 LANES = 128  # columns of a block of order statistics: one comparison of two rows is sixteen vectors of eight
-VECTOR = 8
-GROUP = 32  # columns that are loaded together: four registers' pairs
 COLUMNS = REGISTER // 2  # of a step of `add_weighted`: four registers of float64
 TILE = 4  # clients whose distances to four others are taken together: sixteen registers of sums
 SOON = 2  # rows whose next block is asked for meanwhile
@@ -48,34 +46,10 @@ def prefetch(typing: Any, address: Any) -> Any:
     """Ask for a cache line that will be read soon."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _prefetch(builder, arguments[0])
+        prefetch_line(builder, arguments[0])
         return context.get_dummy_value()
 
     return numeric.void(numeric.int64), generate
-
-
-@generated
-def exchange(typing: Any, rows: Any, i: Any, j: Any) -> Any:
-    """Put the smaller of each pair of values into row i, the larger into row j, LANES columns at once."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array = signature.args[0]
-        data, _ = _array(context, builder, array, arguments[0])
-        value = context.get_data_type(array.dtype)
-        vector, size = ir.VectorType(value, VECTOR).as_pointer(), array.dtype.bitwidth // 8
-        first, second = (builder.gep(data, [builder.mul(row, LONG(LANES))]) for row in arguments[1:])
-        for group in range(0, LANES, GROUP):
-            pairs = []
-            for lane in range(group, group + GROUP, VECTOR):
-                low, high = (builder.bitcast(builder.gep(p, [LONG(lane)]), vector) for p in (first, second))
-                pairs.append((low, high, builder.load(low, align=size), builder.load(high, align=size)))
-            for low, high, x, y in pairs:
-                less = builder.fcmp_ordered("<", x, y)
-                builder.store(builder.select(less, x, y), low, align=size)
-                builder.store(builder.select(less, y, x), high, align=size)
-        return context.get_dummy_value()
-
-    return numeric.void(rows, numeric.int64, numeric.int64), generate
 
 
 def _tile(diagonal: bool) -> Callable[..., Any]:
@@ -86,8 +60,8 @@ def _tile(diagonal: bool) -> Callable[..., Any]:
         typing: Any, at: Any, i: Any, j: Any, begin: Any, width: Any, sums: Any, rows: Any, ahead: Any, like: Any
     ) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            places, _ = _array(context, builder, signature.args[0], arguments[0])
-            totals, _ = _array(context, builder, signature.args[5], arguments[5])
+            places, _ = array_data(context, builder, signature.args[0], arguments[0])
+            totals, _ = array_data(context, builder, signature.args[5], arguments[5])
             value, size = context.get_data_type(like.dtype), like.dtype.bitwidth // 8
             lanes = REGISTER // size
             vector = ir.VectorType(value, lanes)
@@ -99,10 +73,10 @@ def _tile(diagonal: bool) -> Callable[..., Any]:
             )
             with _steps(builder, arguments[4], lanes) as column:
                 offset = builder.add(arguments[3], builder.mul(column, LONG(size)))
-                xs = [_load(builder, builder.add(address, offset), vector, size) for address in mine]
-                ys = xs if diagonal else [_load(builder, builder.add(row, offset), vector, size) for row in its]
+                xs = [load_vector(builder, builder.add(address, offset), vector, size) for address in mine]
+                ys = xs if diagonal else [load_vector(builder, builder.add(row, offset), vector, size) for row in its]
                 for address in soon:
-                    _prefetch(builder, builder.add(address, builder.add(offset, arguments[7])))
+                    prefetch_line(builder, builder.add(address, builder.add(offset, arguments[7])))
                 for (a, b), total in squares.items():
                     difference = builder.fsub(xs[a], ys[b])
                     builder.store(_fma(builder, difference, difference, builder.load(total)), total)
@@ -139,17 +113,17 @@ def add_weighted(
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        rows, count = _array(context, builder, signature.args[0], arguments[0])
-        shares, _ = _array(context, builder, signature.args[1], arguments[1])
+        rows, count = array_data(context, builder, signature.args[0], arguments[0])
+        shares, _ = array_data(context, builder, signature.args[1], arguments[1])
         offset, centre = arguments[2:4]
-        totals, _ = _array(context, builder, signature.args[4], arguments[4])
+        totals, _ = array_data(context, builder, signature.args[4], arguments[4])
         value, size = context.get_data_type(like.dtype), like.dtype.bitwidth // 8
         lanes = REGISTER // 8
         narrow, wide = ir.VectorType(value, lanes), ir.VectorType(ir.DoubleType(), lanes)
         places = range(0, COLUMNS, lanes)
 
         def widened(address: Any, place: int) -> Any:
-            loaded = _load(builder, builder.add(address, LONG(place * size)), narrow, size)
+            loaded = load_vector(builder, builder.add(address, LONG(place * size)), narrow, size)
             return builder.fpext(loaded, wide) if size < 8 else loaded
 
         base = builder.add(centre, offset)
@@ -163,7 +137,7 @@ def add_weighted(
             address = builder.add(builder.load(builder.gep(rows, [row.index])), offset)
             weight = _spread(builder, builder.load(builder.gep(shares, [row.index])), lanes)
             for line in range(0, COLUMNS * size, LINE):
-                _prefetch(builder, builder.add(address, LONG(line + AHEAD)), near=3)
+                prefetch_line(builder, builder.add(address, LONG(line + AHEAD)), near=3)
             for place, total in sums.items():
                 difference = builder.fsub(widened(address, place), middles[place])
                 builder.store(_fma(builder, weight, difference, builder.load(total)), total)
@@ -195,8 +169,8 @@ def mix(
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kinds = signature.args
-        (data, _), (rows, _), (shares, _) = (_array(context, builder, kinds[k], arguments[k]) for k in range(3))
-        (start, _), (end, _) = (_array(context, builder, kinds[k], arguments[k]) for k in (5, 7))
+        (data, _), (rows, _), (shares, _) = (array_data(context, builder, kinds[k], arguments[k]) for k in range(3))
+        (start, _), (end, _) = (array_data(context, builder, kinds[k], arguments[k]) for k in (5, 7))
         lanes, column = REGISTER // 8, arguments[6]
         wide = ir.VectorType(ir.DoubleType(), lanes)
 
@@ -226,13 +200,13 @@ def mix(
     return numeric.void(source, members, weights, number, number, common, number, target), generate
 
 
-def _array(context: Any, builder: Any, kind: Any, value: Any) -> tuple[Any, Any]:
+def array_data(context: Any, builder: Any, kind: Any, value: Any) -> tuple[Any, Any]:
     """Return a pointer to an array's data and its length."""
     array = context.make_array(kind)(context, builder, value)
     return array.data, builder.extract_value(array.shape, 0)
 
 
-def _load(builder: Any, address: Any, vector: Any, align: int) -> Any:
+def load_vector(builder: Any, address: Any, vector: Any, align: int) -> Any:
     return builder.load(builder.inttoptr(address, vector.as_pointer()), align=align)
 
 
@@ -283,7 +257,7 @@ def _sum(builder: Any, vector: Any) -> Any:
     return builder.extract_element(vector, SHORT(0))
 
 
-def _prefetch(builder: Any, address: Any, near: int = 2) -> None:
+def prefetch_line(builder: Any, address: Any, near: int = 2) -> None:
     """Ask for a cache line, `near` the core: 3 into its first cache, 2 into its second."""
     kind = ir.FunctionType(ir.VoidType(), [BYTES, SHORT, SHORT, SHORT])
     function = code.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")

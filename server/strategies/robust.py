@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
@@ -19,8 +19,8 @@ from astrofed.server.aggregation.rules_centre import TrustedReference
 from astrofed.server.strategies.memory import Momentum, Step
 from astrofed.server.strategies.messages import COUNT, mean_metrics, messages_to, scalars
 from astrofed.server.strategies.shares import capped
-from astrofed.shared import registry
-from astrofed.shared.arrays import from_numpy, to_numpy
+from astrofed.shared import records, registry
+from astrofed.shared.arrays import from_numpy, to_numpy, view
 from astrofed.shared.plan import Fraction, Named, OptionsT, PlanError, Section, check_options
 from astrofed.shared.seeds import derive_seed
 
@@ -173,7 +173,8 @@ class RobustStrategy(Strategy):
         replies = list(replies)
         nodes = [reply.metadata.src_node_id for reply in replies]
         self.weights, self.left_out, self.skipped, self.notes = None, {}, None, []
-        models: list[Any] = [to_numpy(reply.content.array_records["arrays"]) for reply in replies]
+        given = [records.items(reply.content.array_records["arrays"]) for reply in replies]
+        models: list[Any] = [{name: view(array, name) for name, array in held.items()} for held in given]
         metrics = [scalars(reply.content.metric_records["metrics"]) for reply in replies]
         if self.options.momentum:
             names = [self._name(node) for node in nodes]
@@ -191,7 +192,7 @@ class RobustStrategy(Strategy):
         self.left_out = {nodes[index]: reason for index, reason in outcome.left_out.items()}
         if self._uses_last_step():
             self._step.remember(self._reference, outcome.arrays)
-        return from_numpy(outcome.arrays), mean_metrics(metrics, outcome.weights)
+        return _record(outcome.arrays, models, given), mean_metrics(metrics, outcome.weights)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -244,3 +245,19 @@ class RobustStrategy(Strategy):
             return None
         counts = np.array([entry[COUNT] for entry in metrics], dtype=np.float64)
         return capped(counts / counts.sum(), self.options.weight_cap)
+
+
+def _record(
+    arrays: Mapping[str, NDArray[Any]],
+    models: Sequence[Mapping[str, NDArray[Any]]],
+    given: Sequence[Mapping[str, Array]],
+) -> ArrayRecord:
+    """Return the new model as a record; an array that is a reply's own goes on as the bytes that came."""
+    whole = {
+        name: reply[name]
+        for model, reply in zip(models, given, strict=True)
+        for name, array in arrays.items()
+        if array is model[name] and array.flags.c_contiguous
+    }
+    made = from_numpy({name: array for name, array in arrays.items() if name not in whole})
+    return records.arrays({name: whole[name] if name in whole else made[name] for name in arrays})

@@ -21,7 +21,11 @@ class Call:
 
 
 def alternate(
-    calls: Mapping[str, Call], rounds: int, patience: float, peaks: dict[str, int | None] | None = None
+    calls: Mapping[str, Call],
+    rounds: int,
+    patience: float,
+    peaks: dict[str, int | None] | None = None,
+    failed: dict[str, str] | None = None,
 ) -> dict[str, list[float]]:
     """Return the seconds of each call in each round in which it took part: all in the first, and then the patient.
 
@@ -30,16 +34,30 @@ def alternate(
         rounds: how often, at most.
         patience: seconds after which a call takes part no more.
         peaks: filled, if given, with the bytes that each call in the first round had at its peak.
+        failed: filled, if given, with what calls raised: they take part no more, and have no times. Else it is raised.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds):
         for name, call in calls.items():
-            if number == 0 and peaks is not None:
-                seconds, peaks[name] = peak_beyond(partial(_once, call, call.ready()))
-                times[name].append(seconds)
-            elif number == 0 or sum(times[name]) < patience:
-                times[name].append(_briefly(call))
+            if failed is not None and name not in failed:
+                try:
+                    _take_part(name, call, number, patience, times[name], peaks)
+                except Exception as error:  # noqa: BLE001 - a peer may raise anything, for want of memory above all
+                    failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+                    times[name].clear()
+            elif failed is None:
+                _take_part(name, call, number, patience, times[name], peaks)
     return times
+
+
+def _take_part(
+    name: str, call: Call, number: int, patience: float, times: list[float], peaks: dict[str, int | None] | None
+) -> None:
+    if number == 0 and peaks is not None:
+        seconds, peaks[name] = peak_beyond(partial(_once, call, call.ready()))
+        times.append(seconds)
+    elif number == 0 or sum(times) < patience:
+        times.append(_briefly(call))
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:

@@ -71,6 +71,35 @@ def test_every_number_of_clients_has_a_network(n: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "dtype"), [(3, np.float32), (7, np.float64), (10, np.float32), (19, np.float32)])
+def test_few_rows_sorted_in_registers_give_the_same(
+    kind: str, n: int, dtype: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, mixing = drawn(kind, n, 1_029, dtype), np.kron(np.eye(n), [[0.5, 0.5]])[:, :n] * 2 / 3 + 1 / (3 * n)
+    mixing /= mixing.sum(axis=1, keepdims=True)
+    reduction, wide = MeanOfRanks(n // 4, n - n // 4), kind == "huge"
+    many = [statistic(rows, reduction), statistic(rows, reduction, mixing, 0, wide=wide)]
+    monkeypatch.setattr(passes, "MANY", 1)
+    few = [statistic(rows, reduction), statistic(rows, reduction, mixing, 0, wide=wide)]
+    for some, others in zip(few, many, strict=True):
+        rounding = 1e-15 * float(np.abs(rows).max()) + 1.5e-45
+        np.testing.assert_allclose(some, others, rtol=4 * float(np.finfo(dtype).eps), atol=rounding)
+
+
+def test_few_rows_in_pieces_of_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays end within a register, and none of them is written beyond its end."""
+    monkeypatch.setattr(passes, "MANY", 1)
+    sizes = [1, 7, 8, 9, 31, 64, 127, 128, 129, 257]
+    models = [{str(size): drawn("random", 1, size)[0] * k for size in sizes} for k in (1, -2, 3)]
+    room = {str(size): np.full(size + 9, np.nan, np.float32) for size in sizes}
+    result = {name: array[:-9] for name, array in room.items()}
+    passes.order_statistic(Updates(models[0], models), [0, 1, 2], MeanOfRanks(1, 2), result)
+    for name, array in result.items():
+        np.testing.assert_array_equal(array, np.median([model[name] for model in models], axis=0))
+        assert np.isnan(room[name][-9:]).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("n", "d"), [(1, 3), (2, 1), (5, 7), (10, 5_001), (33, 2_049)])
 def test_distances_have_the_range_of_float64(kind: str, dtype: Any, n: int, d: int) -> None:
