@@ -39,7 +39,7 @@ TINY = 2.0**-86  # sums of squares below this may have lost digits to float32's 
 
 
 _TAKEN_OVER = hashlib.sha256(
-    b"".join(Path(module.__file__).read_bytes() for module in (vectors, vectors_sorting, order))
+    b"".join(Path(str(module.__file__)).read_bytes() for module in (vectors, vectors_sorting, order))
 ).hexdigest()
 
 
@@ -49,7 +49,7 @@ def compiled(function: FunctionT, **options: Any) -> FunctionT:
         made = numba.njit(nogil=True, cache=True, **options)(function)
     except RuntimeError:  # neither the package's folder nor the user's cache can be written
         return cast(FunctionT, numba.njit(nogil=True, **options)(function))
-    index = getattr(getattr(made, "_cache", None), "_cache_file", None)
+    index: Any = getattr(getattr(made, "_cache", None), "_cache_file", None)
     if hasattr(index, "_source_stamp"):  # numba looks at this file's date alone, not at the instructions taken over
         index._source_stamp = (index._source_stamp, _TAKEN_OVER)
     return cast(FunctionT, made)

@@ -87,6 +87,17 @@ def test_multi_krum_leaves_the_liar_out_and_says_so() -> None:
     assert strategy.skipped is None
 
 
+def test_one_selected_reply_goes_on_as_the_bytes_that_came() -> None:
+    replies = replies_of({**HONEST, 5: [50, 50, 50]})
+    strategy = RobustStrategy("krum", f=1)
+    list(strategy.configure_train(1, from_numpy(REFERENCE), ConfigRecord(), Nodes([3, 9, 4, 7, 5])))
+    arrays, _ = strategy.aggregate_train(1, replies)
+    assert arrays is not None and list(arrays) == list(REFERENCE)
+    sent = [reply.content.array_records["arrays"]["w"].data for reply in replies]
+    assert any(arrays["w"].data is data for data in sent)
+    assert arrays["steps"].numpy() == 4
+
+
 def test_rules_on_single_coordinates_have_no_weights() -> None:
     strategy = RobustStrategy("trimmed-mean", f=1)
     arrays, mean = one_round(strategy, replies_of({**HONEST, 5: [-50, 0, 9e30]}))

@@ -183,3 +183,14 @@ def test_what_others_use_is_seen_and_what_this_process_uses_is_not() -> None:
     if before is None or beside is None:
         pytest.skip("this kernel does not say who used the processor")
     assert before < (os.cpu_count() or 1) and beside > 0.2
+
+
+def test_a_peer_that_fails_leaves_its_row_and_the_others_go_on() -> None:
+    def too_much(_: object) -> None:
+        raise MemoryError("no room")
+
+    calls, failed = {"ours": Call(lambda _: None), "peer": Call(too_much)}, dict[str, str]()
+    times = alternate(calls, 3, 60.0, failed=failed)
+    assert failed == {"peer": "MemoryError: no room"} and times["peer"] == [] and len(times["ours"]) == 3
+    with pytest.raises(MemoryError):
+        alternate(calls, 1, 60.0)
