@@ -27,7 +27,7 @@ from astrofed.client.meta.task import MetaTask
 from astrofed.client.refusing import UnknownRequest, Withheld, reason
 from astrofed.client.site import Site
 from astrofed.client.task import Task, TrainInstruction
-from astrofed.client.update_checks import Layout, layout, state_of
+from astrofed.client.update_checks import Form
 from astrofed.shared import records, registry
 from astrofed.shared.arrays import load_into
 from astrofed.shared.errors import UserMistake
@@ -62,11 +62,11 @@ class _Desk:
                     self._tasks.popitem(last=False)
             return found
 
-    def model(self, plan: Plan, key: str) -> tuple[Model, Layout]:
+    def model(self, plan: Plan, key: str) -> tuple[Model, Form]:
         if getattr(self._local, "key", None) != key:
             model = build_model(plan)
-            self._local.key, self._local.found = key, (model, layout(state_of(model)))
-        found: tuple[Model, Layout] = self._local.found
+            self._local.key, self._local.found = key, (model, Form.of(model))
+        found: tuple[Model, Form] = self._local.found
         return found
 
 
@@ -94,7 +94,7 @@ def build_client_app(open_site: OpenSite) -> ClientApp:
     return app
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Request:
     """A message to a site that has let its plan in."""
 
@@ -114,7 +114,7 @@ class Request:
         """Return the site's task, with its data, and the gate that stands before it."""
         return self.desk.task(self.plan, self.key, self.site)
 
-    def model(self) -> tuple[Model, Layout, ArrayRecord]:
+    def model(self) -> tuple[Model, Form, ArrayRecord]:
         """Return the global model that came: as a network, what it is made of, and as it came."""
         model, arrays = self.desk.model(self.plan, self.key)
         sent = _record(self.message, "arrays", ArrayRecord)
@@ -141,15 +141,15 @@ def _statistics(request: Request) -> Cleared:
 
 
 def _train(request: Request) -> Cleared:
-    (task, gate), (model, layout, sent) = request.task(), request.model()
+    (task, gate), (model, form, sent), number = request.task(), request.model(), request.round
     instruction = TrainInstruction(
-        round=request.round,
-        seed=derive_seed(request.plan.seed, "train", request.round, task.site.name),
+        round=number,
+        seed=derive_seed(request.plan.seed, "train", number, task.site.name),
         proximal_mu=float(str(request.settings.get("proximal-mu", 0.0))),
     )
     mark = gate.mark()
     outcome = task.train(model, _pooled(request.settings), instruction)
-    return gate.update(model, layout, sent, outcome, request.round, mark)
+    return gate.update(model, form, sent, outcome, number, mark)
 
 
 def _evaluate(request: Request) -> Cleared:
@@ -204,7 +204,7 @@ def _error(message: Message, told: str) -> Message:
 
 def _question(message: Message) -> tuple[dict[str, Any], str, Plan]:
     try:
-        settings = dict(_record(message, "config", ConfigRecord).items())
+        settings = records.items(_record(message, "config", ConfigRecord))
         text = str(settings["plan"])
         return settings, text, plan_from_json(text)
     except (KeyError, ValidationError) as error:

@@ -22,7 +22,7 @@ from astrofed.client.privacy.proof import SpendingProof
 from astrofed.client.refusing import Withheld
 from astrofed.client.site import Site, SiteSummary
 from astrofed.client.task import Statistics, Task, TrainOutcome
-from astrofed.client.update_checks import Layout, is_finite, layout, state_of, update_norm
+from astrofed.client.update_checks import Form, is_finite, update_norm
 from astrofed.shared import records
 from astrofed.shared.arrays import from_model
 from astrofed.shared.errors import AstrofedError
@@ -84,7 +84,7 @@ class Gate:
         return self._proof.mark() if self._proof is not None else 0
 
     def update(
-        self, model: nn.Module, asked: Layout, sent: ArrayRecord, outcome: TrainOutcome, number: int, mark: int
+        self, model: nn.Module, asked: Form, sent: ArrayRecord, outcome: TrainOutcome, number: int, mark: int
     ) -> Cleared:
         """Clear a trained model.
 
@@ -100,13 +100,13 @@ class Gate:
             Withheld: it is not the global model's form, not finite, longer than the policy allows, or private training
                 that the ledger knows nothing of.
         """
-        state, rules = state_of(model), self._rules
-        if layout(state) != asked:
+        rules = self._rules
+        if not asked.fits(model):
             raise Withheld("the trained model has other arrays than the global model; only those may leave")
-        if not is_finite(state):
+        if not is_finite(model):
             raise Withheld(f"the trained model is not finite in round {number}; lower training.learning_rate")
         if rules is not None and rules.max_update_norm is not None:
-            length = update_norm(state, sent)
+            length = update_norm(model, sent)
             if length > rules.max_update_norm:
                 raise Withheld(f"the update is longer than the {rules.max_update_norm:g} that the site's policy allows")
         spent = dict[str, float]()

@@ -5,23 +5,39 @@ Without copies of the model: one pass for whether it is finite, and one, in bloc
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from flwr.app import ArrayRecord
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from astrofed.shared.arrays import view
-from astrofed.shared.slots import find_slots
+from astrofed.shared.slots import Slot, find_slots
 
 _BLOCK = 32768  # numbers subtracted at once
+_SMALL = 4096  # numbers that are looked at one by one
 Layout = tuple[tuple[str, torch.Size, torch.dtype], ...]  # (name, shape, type) of each array, in the model's order
 
 
-def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return a model's parameters and buffers by name, as `state_dict` does, mostly without its cost."""
-    slots = find_slots(model)
-    return dict(model.state_dict()) if slots is None else {slot.name: slot.tensor for slot in slots}
+@dataclass(frozen=True)
+class Form:
+    """What a model is made of: its arrays, and where they lay when that was looked at."""
+
+    layout: Layout
+    slots: list[Slot] | None
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Form":
+        """Return a model's form."""
+        return cls(layout(model.state_dict()), find_slots(model))
+
+    def fits(self, model: nn.Module) -> bool:
+        """Say whether a model, the same or another, has these arrays still."""
+        slots = find_slots(model)
+        return (slots is not None and slots is self.slots) or layout(model.state_dict()) == self.layout
 
 
 def layout(state: Mapping[str, Tensor]) -> Layout:
@@ -29,15 +45,18 @@ def layout(state: Mapping[str, Tensor]) -> Layout:
     return tuple((name, tensor.shape, tensor.dtype) for name, tensor in state.items())
 
 
-def is_finite(state: Mapping[str, Tensor]) -> bool:
+def is_finite(model: nn.Module) -> bool:
     """Say whether all numbers of a model's state are finite."""
-    return all(_finite(tensor) for tensor in state.values() if tensor.is_floating_point() or tensor.is_complex())
+    slots = find_slots(model)
+    if slots is None:
+        return all(bool(torch.isfinite(tensor).all()) for tensor in model.state_dict().values())
+    return all([slot.dtype.kind not in "fc" or _finite(np.frombuffer(slot.data, slot.dtype)) for slot in slots])
 
 
-def update_norm(state: Mapping[str, Tensor], sent: ArrayRecord) -> float:
+def update_norm(model: nn.Module, sent: ArrayRecord) -> float:
     """Return the Euclidean length, over all arrays, of a model's state minus the global model that was sent."""
     total, buffer = 0.0, np.empty(_BLOCK)
-    for name, tensor in state.items():
+    for name, tensor in model.state_dict().items():
         new, old = tensor.detach().cpu().numpy().reshape(-1), view(sent[name], name).reshape(-1)
         for start in range(0, new.size, _BLOCK):
             part = buffer[: min(_BLOCK, new.size - start)]
@@ -46,9 +65,10 @@ def update_norm(state: Mapping[str, Tensor], sent: ArrayRecord) -> float:
     return math.sqrt(total)
 
 
-def _finite(tensor: Tensor) -> bool:
-    if tensor.is_contiguous() and tensor.is_floating_point():
-        flat = tensor.detach().view(-1)
-        if math.isfinite(float(torch.dot(flat, flat))):  # not so where a number isn't, or where squares are too large
-            return True
-    return bool(torch.isfinite(tensor).all())
+def _finite(flat: NDArray[Any]) -> bool:
+    """Large arrays are squared and added: only where a number isn't finite, or squares overflow, neither is the sum."""
+    if flat.size > _SMALL:
+        with np.errstate(over="ignore", invalid="ignore"):
+            if math.isfinite(abs(np.dot(flat, flat))):
+                return True
+    return bool(np.isfinite(flat).all())

@@ -4,45 +4,71 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
-from astrofed.client.update_checks import is_finite, layout, update_norm
+from astrofed.client.update_checks import Form, is_finite, layout, update_norm
 from astrofed.shared.arrays import from_state_dict
+from astrofed.shared.slots import find_slots
 
 
-def state(**arrays: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {"a": torch.linspace(-1, 1, 100_001), "b": torch.ones(3, 5, dtype=torch.float64), **arrays}
+class Plain(nn.Module):
+    """Nothing but arrays; `slow` are such that torch itself has to be asked for them."""
+
+    def __init__(self, *, slow: bool = False, **arrays: torch.Tensor) -> None:
+        super().__init__()
+        given = {"a": torch.linspace(-1, 1, 100_001), "b": torch.ones(3, 5, dtype=torch.float64), **arrays}
+        for name, array in given.items():
+            self.register_buffer(name, array)
+        if slow:
+            self.register_buffer("slow", torch.rand(4, 5).T)
+        assert (find_slots(self) is None) is slow
 
 
+@pytest.mark.parametrize("slow", [False, True])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_one_number_that_is_not_finite_is_found(bad: float, kind: torch.dtype) -> None:
+@pytest.mark.parametrize("kind", [torch.float16, torch.float32, torch.float64, torch.complex64])
+def test_one_number_that_is_not_finite_is_found(bad: float, kind: torch.dtype, slow: bool) -> None:
     values = torch.zeros(70_000, dtype=kind)
-    assert is_finite(state(c=values))
+    model = Plain(c=values, slow=slow)
+    assert is_finite(model)
     values[69_999] = bad
-    assert not is_finite(state(c=values))
+    assert not is_finite(model)
 
 
 def test_large_numbers_are_finite_though_their_squares_are_not() -> None:
-    assert is_finite(state(c=torch.full((3,), 3e38)))
-    assert is_finite(state(c=torch.tensor([2**62])))  # integers always are
-    assert is_finite(state(c=torch.rand(4, 5).T)) and is_finite(state(c=torch.zeros(0)))
-    assert not is_finite(state(c=torch.tensor([[1.0, math.nan], [2.0, 3.0]]).T))
+    assert is_finite(Plain(c=torch.full((3,), 3e38)))
+    assert is_finite(Plain(c=torch.full((3,), 6e4, dtype=torch.float16)))
+    assert is_finite(Plain(c=torch.tensor([2**62])))  # integers always are
+    assert is_finite(Plain(c=torch.zeros(0)))
+    assert not is_finite(Plain(c=torch.tensor([3e38, math.inf])))
 
 
 def test_the_length_is_over_all_arrays() -> None:
-    before, after = state(), state()
-    after["a"], after["b"] = after["a"] + 3e-3, after["b"] - 0.5
-    expected = math.sqrt(sum(float((after[k].double() - before[k].double()).square().sum()) for k in before))
-    assert update_norm(after, from_state_dict(before)) == pytest.approx(expected, rel=1e-12)
-    assert update_norm(before, from_state_dict(before)) == 0.0
-    counts = {"n": torch.tensor(7)}
-    assert update_norm(counts, from_state_dict({"n": torch.tensor(4)})) == 3.0
+    before, after = Plain(), Plain()
+    sent = from_state_dict(before.state_dict())
+    assert update_norm(after, sent) == 0.0
+    for name, change in (("a", 3e-3), ("b", -0.5)):
+        after.get_buffer(name).add_(change)
+    pairs = zip(after.state_dict().values(), before.state_dict().values(), strict=True)
+    expected = math.sqrt(sum(float((new.double() - old.double()).square().sum()) for new, old in pairs))
+    assert update_norm(after, sent) == pytest.approx(expected, rel=1e-12)
+    counts = Plain(n=torch.tensor(4))
+    sent = from_state_dict(counts.state_dict())
+    counts.get_buffer("n").add_(3)
+    assert update_norm(counts, sent) == 3.0
 
 
-def test_layouts_differ_by_name_order_shape_and_type() -> None:
-    plain = layout(state())
-    assert plain == layout(state())
-    assert plain != layout(state(c=torch.zeros(1)))
-    assert plain != layout(dict(reversed(state().items())))
-    assert plain != layout(state(a=torch.zeros(100_001, dtype=torch.float64)))
-    assert plain != layout(state(b=torch.ones(5, 3, dtype=torch.float64)))
+@pytest.mark.parametrize("slow", [False, True])
+def test_a_form_fits_while_names_order_shapes_and_types_stay(slow: bool) -> None:
+    model = Plain(slow=slow)
+    form = Form.of(model)
+    model.get_buffer("a").zero_()
+    assert form.fits(model) and form.fits(Plain(slow=slow))
+    assert not form.fits(Plain(slow=slow, c=torch.zeros(1)))
+    assert not form.fits(Plain(slow=slow, a=torch.zeros(100_001, dtype=torch.float64)))
+    assert not form.fits(Plain(slow=slow, b=torch.ones(5, 3, dtype=torch.float64)))
+    model.a = torch.zeros(100_001)
+    assert form.fits(model)  # other memory, the same form
+    model.a = torch.zeros(7)
+    assert not form.fits(model)
+    assert layout({"x": torch.zeros(1), "y": torch.zeros(1)}) != layout({"y": torch.zeros(1), "x": torch.zeros(1)})
