@@ -34,6 +34,7 @@ from astrofed.client.tasks.datacube_baselines import climatology, persistence, p
 from astrofed.client.tasks.datacube_batches import Batch, batches, stack
 from astrofed.client.tasks.datacube_episodes import WorldEpisodes
 from astrofed.client.tasks.datacube_physics import PhysicsFixers, PhysicsTerm, compliance_metrics
+from astrofed.client.tasks.datacube_rollout import RollOut, judge_rollout, roll_out
 from astrofed.client.tasks.datacube_samples import (
     Sample,
     TooFewMonths,
@@ -190,6 +191,16 @@ class DatacubeEmulation(Task):
                 metrics |= self._scored(scales, samples, guesses, prefix=f"baseline/{name}/", levels=False)
         return metrics
 
+    def roll_out(self, model: nn.Module, statistics: Statistics, months: int = 12) -> RollOut:
+        """Return how the model fares when it predicts month after month from its own predictions."""
+        scales = self.scales(statistics)
+        model.eval()
+
+        def predict(world: World, sample: Sample) -> Tensor:
+            return self._predict(world, model, scales, [sample])[0]
+
+        return judge_rollout(self.world, scales, roll_out(self.world, predict, months))
+
     def showcase(self, model: nn.Module, statistics: Statistics) -> dict[str, Any]:
         """Return maps of truth, prediction and error for the middle one of the held-out months."""
         samples = self.evaluation_samples()
@@ -245,9 +256,14 @@ class DatacubeEmulation(Task):
         """Yield each sample's prediction in learned units [variable, climate_time, geological_time, lev, lat, lon]."""
         model.eval()
         for start in range(0, len(samples), EVALUATION_BATCH):
-            batch = stack(self.world, samples[start : start + EVALUATION_BATCH], scales)
-            predicted = batch.last + self._changes(model, batch) * scales.change
-            yield from self._fixers(self.world, batch, predicted, scales)
+            yield from self._predict(self.world, model, scales, samples[start : start + EVALUATION_BATCH])
+
+    @torch.no_grad()
+    def _predict(self, world: World, model: nn.Module, scales: Scales, samples: Sequence[Sample]) -> Tensor:
+        """Return [sample, variable, climate_time, geological_time, lev, lat, lon] in learned units."""
+        batch = stack(world, samples, scales)
+        predicted = batch.last + self._changes(model, batch) * scales.change
+        return self._fixers(world, batch, predicted, scales)
 
     def _scored(
         self, scales: Scales, samples: Sequence[Sample], predictions: Sequence[Tensor], *, prefix: str, levels: bool

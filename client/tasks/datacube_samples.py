@@ -86,7 +86,9 @@ class World:
         self.mirrors = bool(np.allclose(cube.lat_deg, -cube.lat_deg[::-1], atol=1e-3))
         self._fixed = torch.from_numpy(_fixed_forcing(cube))
         self._grids: dict[torch.dtype, Grid] = {}
-        self._sunlight = _sunlight_asymmetry(cube) if layout.season == "absorbed sunlight" else None
+        self._sunlight = None
+        if layout.season == "absorbed sunlight":
+            self._sunlight = _sunlight_asymmetry(cube.fields["rst"], cube)
 
     def grid(self, dtype: torch.dtype) -> Grid:
         """Return the world's grid for physics, made at the first use.
@@ -126,6 +128,19 @@ class World:
         season = torch.from_numpy(self._season(sample)[:, epochs])[..., None, None, None] * sine
         return torch.cat((fixed, season))
 
+    def follow_sunlight(self) -> None:
+        """Take the season from the sunlight in `fields`, where other months have been put.
+
+        Raises:
+            VariableNotInCube: the season is wanted and "rst" is none of the layout's variables.
+        """
+        if self._sunlight is None:
+            return
+        if "rst" not in self.layout.variables:
+            raise VariableNotInCube("a season to be carried on needs rst among task.variables, or season = 'none'")
+        rst = self.fields[self.layout.variables.index("rst"), :, :, 0].transpose(0, 1)
+        self._sunlight = _sunlight_asymmetry(rst.numpy(), self.cube)
+
     def _months(self, span: slice, sample: Sample) -> Tensor:
         months = self.fields[:, span]
         return months if len(sample.epochs) == self.epochs else months[:, :, list(sample.epochs)]
@@ -149,10 +164,13 @@ class World:
         return np.concatenate((coming, 3 * (coming - wave[1]))).astype(np.float32)
 
 
-def _sunlight_asymmetry(cube: Cube) -> NDArray[np.float64]:
-    """Return [geological_time, climate_time]: absorbed sunlight of the north less the south, scaled to about ±1."""
+def _sunlight_asymmetry(rst: NDArray[np.float32], cube: Cube) -> NDArray[np.float64]:
+    """Return [geological_time, climate_time]: absorbed sunlight of the north less the south, scaled to about ±1.
+
+    `rst` (W/m²) is [geological_time, climate_time, lat, lon].
+    """
     weights = np.cos(np.deg2rad(cube.lat_deg)) * np.sign(cube.lat_deg)
-    zonal = cube.fields["rst"].mean(axis=-1, dtype=np.float64)
+    zonal = rst.mean(axis=-1, dtype=np.float64)
     north_less_south = zonal @ weights / np.abs(weights).sum()
     return np.asarray(north_less_south / (cube.flux_w_m2[:, None] / 16))
 
