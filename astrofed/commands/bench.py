@@ -86,3 +86,17 @@ def modes(
         print_json(result.to_dict())
     else:
         console().print(result.table())
+
+
+@app.command(epilog="Example: astrofed bench model --quick --json")
+def model(quick: Quick = False, as_json: Json = False) -> None:
+    """Measure the datacube network: physics, memory, ONNX, error beside a U-Net, roll-outs; about half an hour."""
+    screen = console(as_json=as_json)
+    with only_json(as_json):
+        from astrofed.simulations.bench.model import run_model_bench
+
+        result = run_model_bench(quick=quick, done=lambda line: screen.print(line, markup=False))
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        console().print(result.table())

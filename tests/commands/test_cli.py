@@ -14,7 +14,7 @@ import tomli_w
 COMMANDS = (
     "", "simulate", "train", "plan", "plan check", "plugins", "data", "data check", "data describe", "data stats",
     "client", "client ledger", "client check", "client policy",
-    "bench", "bench engine", "bench aggregation", "export", "report", "verify",
+    "bench", "bench engine", "bench aggregation", "bench model", "export", "report", "verify",
 )  # fmt: skip
 
 
