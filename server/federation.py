@@ -19,6 +19,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
+from astrofed.server.buffering import Buffer
 from astrofed.server.checkpoint import Checkpoint, drop_old_checkpoints, load_checkpoint, save_checkpoint
 from astrofed.server.enrolment import Roster, Statistics, statistics_to_json
 from astrofed.server.nodes import GridView
@@ -145,11 +146,10 @@ class Federation:
         self.observer.round_done(line)
 
     def _round(self, number: int) -> dict[str, Any]:
-        plan, trainers = self.plan, self.roster.with_role("train")
-        arrays = from_numpy(self.model)
-        with self._guard("configure_train", number):
-            view = GridView(self.grid, trainers)
-            messages = list(self.strategy.configure_train(number, arrays, self._config(number), view))
+        if self._buffer is not None:
+            return self._buffered_round(number, self._buffer)
+        plan = self.plan
+        messages = self._ask_to_train(number, self.roster.with_role("train"))
         replies = self._send(messages)
         self._note_privacy(replies)
         questions = {records.receiver(message): message.metadata.message_id for message in messages}
@@ -157,7 +157,37 @@ class Federation:
         accepted, rejected = screen_training(
             replies, self.model, expected, questions=questions, max_norm=plan.strategy.max_norm
         )
-        skipped = None
+        entry = self._step(number, accepted, rejected)
+        return self._evaluated(number, entry | {"bytes": _size(messages) + _size(replies)})
+
+    def _buffered_round(self, number: int, buffer: Buffer) -> dict[str, Any]:
+        """Ask the sites that are idle, and step on when the buffer is full."""
+        trainers = self.roster.with_role("train")
+        idle = buffer.idle(trainers)
+        messages = self._ask_to_train(number, idle) if idle else []
+        buffer.ask(self.grid, number, self.model, messages)
+        counts = {node: self.roster.num_examples[node] for node in trainers}
+        found = buffer.gather(self.grid, number, self.model, counts, self.plan.strategy.max_norm)
+        self._note_privacy(found.replies)
+        entry = self._step(number, found.accepted, found.rejected)
+        late = [f"{self.roster.name(node)}: asked {ago} rounds ago" for node, ago in found.staleness.items() if ago]
+        entry["notes"] = (*entry["notes"], *late)
+        return self._evaluated(number, entry | {"bytes": _size(messages) + _size(found.replies)})
+
+    def _ask_to_train(self, number: int, nodes: Sequence[int]) -> list[Message]:
+        arrays = from_numpy(self.model)
+        with self._guard("configure_train", number):
+            view = GridView(self.grid, nodes)
+            return list(self.strategy.configure_train(number, arrays, self._config(number), view))
+
+    def _evaluated(self, number: int, entry: dict[str, Any]) -> dict[str, Any]:
+        if number % self.plan.evaluate_every == 0 or number == self.plan.rounds:
+            return _merge(entry, self._evaluate(number))
+        return entry
+
+    def _step(self, number: int, accepted: list[Message], rejected: list[Rejected]) -> dict[str, Any]:
+        """Aggregate what is usable and make it the model; return what the record says of it."""
+        plan, skipped = self.plan, None
         metrics: MetricRecord | None = None
         if len(accepted) < plan.strategy.quorum and not self._discreet:
             skipped = f"{len(accepted)} usable replies; the quorum is {plan.strategy.quorum}"
@@ -168,18 +198,14 @@ class Federation:
         weights, left_out = self._shares(accepted) if skipped is None else ({}, [])
         out = {item.node_id for item in left_out}
         kept = [node for node in map(records.sender, accepted) if node not in out]
-        entry: dict[str, Any] = {
+        return {
             "skipped": skipped,
             "notes": self._notes(),
             "accepted": tuple(map(self.roster.name, kept)),
             "weights": weights,
             "quarantined": self.roster.quarantine([*rejected, *left_out]),
             "train_metrics": _scalars(metrics),
-            "bytes": _size(messages) + _size(replies),
         }
-        if number % plan.evaluate_every == 0 or number == plan.rounds:
-            entry = _merge(entry, self._evaluate(number))
-        return entry
 
     def _take_over(self, result: ArrayRecord | None) -> str | None:
         """Make a strategy's result the model; return why not, if it is none."""
@@ -214,6 +240,8 @@ class Federation:
     def _evaluate(self, number: int) -> dict[str, Any]:
         """Evaluate the model at every participant; the first time also the baselines."""
         nodes = list(self.roster.nodes.values())
+        if self._buffer is not None and number < self.plan.rounds:  # who is at work can't evaluate now
+            nodes = self._buffer.idle(nodes)
         config = self._config(number)
         config["with-baselines"] = number == 0
         arrays = from_numpy(self.model)
@@ -263,6 +291,10 @@ class Federation:
         opened = getattr(self.strategy, "opened", None)
         if callable(opened):
             opened(self.record.folder, self.record.rounds[-1].central_privacy if self.record.rounds else None)
+        section = self.plan.strategy
+        self._buffer = (
+            Buffer(section.buffer, section.max_staleness, section.timeout_s) if section.buffer is not None else None
+        )
         self._plan_text = self.plan.to_json()
         self._statistics_text = statistics_to_json(self.statistics)
 

@@ -248,6 +248,10 @@ class Strategy(Named):
     weights: Literal["equal", "examples"] = "equal"
     quorum: Annotated[int, Field(ge=1)] = 1
     timeout_s: Positive = 3600.0
+    buffer: Annotated[int, Field(ge=1)] | None = None
+    """Asynchronous rounds (FedBuff): the model moves on after so many replies, and slow sites' replies count late."""
+    max_staleness: Annotated[int, Field(ge=0)] = 10
+    """With `buffer`: how many rounds ago a site may have been asked for its reply to be used."""
     max_norm: Positive | None = None
     """The longest update, by its Euclidean length over all arrays, that is used; longer ones are quarantined."""
 

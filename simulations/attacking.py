@@ -23,7 +23,7 @@ class AttackGrid(PassingGrid):
 
     Which node is which participant it learns from the replies to enrolment that pass through. Data-poisoning attacks
     are the site's own doing and leave replies as they are, and so does an error: who could not train can't forge.
-    Replies fetched by `pull_messages` are passed on too; astrofed's server and Flower's use `send_and_receive`.
+    Replies fetched by `pull_messages` are forged as well; attackers then see the honest replies of the same fetch.
 
     Raises:
         PlanError: an option of an attack is wrong.
@@ -35,6 +35,7 @@ class AttackGrid(PassingGrid):
         self._plan = plan
         self._names: dict[int, str] = {}
         self._attacks: dict[str, Attack] = {}
+        self._pushed: dict[str, Message] = {}
         for participant in plan.participants:
             if participant.attack is not None:
                 cls: type[Attack] = registry.get("attacks", participant.attack.name)
@@ -50,6 +51,20 @@ class AttackGrid(PassingGrid):
             self._learn(replies)
         return self._forged(sent, replies) if "train" in kinds and self._attacks else replies
 
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Pass messages on to the grid and remember what was asked."""
+        sent = list(messages)
+        identifiers = list(self._grid.push_messages(sent))
+        self._pushed.update(zip(identifiers, sent, strict=True))
+        return identifiers
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Fetch replies from the grid, those of attackers forged."""
+        replies = list(self._grid.pull_messages(message_ids))
+        sent = [self._pushed.pop(reply.metadata.reply_to_message_id) for reply in replies]
+        train = any(message.metadata.message_type == "train" for message in sent)
+        return self._forged(sent, replies) if train and self._attacks else replies
+
     def _learn(self, replies: Sequence[Message]) -> None:
         for reply in replies:
             if reply.has_content() and "site" in reply.content.config_records:
@@ -62,6 +77,7 @@ class AttackGrid(PassingGrid):
         models = {name: to_numpy(at[name].content.array_records["arrays"]) for name in worked}
         liars = [name for name in worked if name in self._attacks]
         honest = tuple(models[name] for name in worked if name not in self._attacks)
+        honest = honest or tuple(models[name] for name in liars)  # they know no other work than their own
         forged: dict[int, Message | None] = {}
         for name in liars:
             attack, reply = self._attacks[name], at[name]

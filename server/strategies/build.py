@@ -40,6 +40,8 @@ def build_strategy(plan: Plan) -> Strategy:
     section = plan.strategy
     cls: type[Strategy] = registry.get("strategies", section.name)
     check_central(plan)
+    if section.buffer is not None:
+        _check_buffer(plan, section.buffer)
     if issubclass(cls, PrivateMean):
         return cls(plan)
     if section.quorum > len(plan.trainers):
@@ -50,7 +52,7 @@ def build_strategy(plan: Plan) -> Strategy:
         strategy = cls(section.rule, section.pre, section.f, section.weights, section.options, plan.seed)
     except PlanError as error:
         raise PlanError(_with_largest_f(str(error), plan)) from None
-    _check_participants(strategy.pipeline, len(plan.trainers))
+    _check_participants(strategy.pipeline, plan)
     _check_reference(strategy.pipeline, plan)
     if isinstance(strategy, BlockMean):
         strategy.declare(plan, [block_of(name) for name in build_model(plan).state_dict()])
@@ -59,7 +61,7 @@ def build_strategy(plan: Plan) -> Strategy:
 
 def check_guarantee(plan: Plan) -> list[str]:
     """Return what the plan's strategy guarantees against lying participants (errors as `build_strategy`)."""
-    strategy, section, n = build_strategy(plan), plan.strategy, len(plan.trainers)
+    strategy, section, n = build_strategy(plan), plan.strategy, plan.strategy.buffer or len(plan.trainers)
     if isinstance(strategy, PrivateMean):
         return guarantee(plan)
     if not isinstance(strategy, RobustStrategy):
@@ -75,7 +77,7 @@ def check_guarantee(plan: Plan) -> list[str]:
     need = pipeline.minimum_replies()
     fewer = "goes on with a smaller f" if strategy.options.reduce_f else "leaves the model as it is"
     lines = [
-        f"{pipeline.name} tolerates f = {pipeline.f} of {n} training participants (needs n >= {need}); "
+        f"{pipeline.name} tolerates f = {pipeline.f} of {n} {_counted(plan)} (needs n >= {need}); "
         f"a round with fewer than {need} usable replies {fewer}"
     ]
     if isinstance(pipeline.rule, TrustedReference):
@@ -87,7 +89,29 @@ def check_guarantee(plan: Plan) -> list[str]:
     return lines + blocks
 
 
-def _check_participants(pipeline: Pipeline, n: int) -> None:
+def _counted(plan: Plan) -> str:
+    return "training participants" if plan.strategy.buffer is None else "replies in each buffer"
+
+
+def _check_buffer(plan: Plan, buffer: int) -> None:
+    section, trainers = plan.strategy, len(plan.trainers)
+    if buffer > trainers:
+        raise PlanError(f"strategy.buffer: {buffer} replies can't come from {trainers} participants")
+    if section.quorum > buffer:
+        raise PlanError(f"strategy.quorum: {section.quorum} is more than the buffer of {buffer}; lower it")
+    if plan.central_privacy is not None:
+        raise PlanError(
+            "strategy.buffer: who replies first is not a random sample, so the noise of [central_privacy] would not "
+            "hold what it says; remove one of the two"
+        )
+    for key in _WAITED_FOR:
+        given = section.options.get(key, section.options.get(key.replace("_", "-"), 1))
+        if given != 1:
+            raise PlanError(f"strategy.{key}: with a buffer sites are asked as they become idle; remove the key")
+
+
+def _check_participants(pipeline: Pipeline, plan: Plan) -> None:
+    n = plan.strategy.buffer or len(plan.trainers)
     need, largest = pipeline.minimum_replies(), pipeline.largest_f(n)
     if need is None:
         mend = f"the largest f for {n} is {largest}" if largest else "give f = 0 or another rule"
@@ -95,12 +119,15 @@ def _check_participants(pipeline: Pipeline, n: int) -> None:
     if need > n:
         mend = f"the largest f for {n} is {largest}" if largest is not None else "choose a rule that needs fewer"
         raise PlanError(
-            f"strategy.f: {pipeline.name} with f = {pipeline.f} needs {need} training participants; "
-            f"the plan has {n}; {mend}"
+            f"strategy.f: {pipeline.name} with f = {pipeline.f} needs {need} {_counted(plan)}; the plan has {n}; {mend}"
         )
 
 
 def _check_reference(pipeline: Pipeline, plan: Plan) -> None:
+    if isinstance(pipeline.rule, TrustedReference) and plan.strategy.buffer is not None:
+        raise PlanError(
+            f"strategy.buffer: {pipeline.name} needs its reference's reply in every step; remove the buffer"
+        )
     names = [participant.name for participant in plan.trainers]
     if isinstance(pipeline.rule, TrustedReference) and pipeline.rule.reference not in names:
         near = difflib.get_close_matches(pipeline.rule.reference, names, n=1, cutoff=0.5)
@@ -110,7 +137,7 @@ def _check_reference(pipeline: Pipeline, plan: Plan) -> None:
 
 def _with_largest_f(message: str, plan: Plan) -> str:
     """Complete the message that f is missing by the largest one that the plan's participants allow."""
-    section, n = plan.strategy, len(plan.trainers)
+    section, n = plan.strategy, plan.strategy.buffer or len(plan.trainers)
     if not message.startswith("strategy.f:") or section.f is not None:
         return message
     largest = RobustStrategy(section.rule, section.pre, 0, section.weights, section.options).pipeline.largest_f(n)
