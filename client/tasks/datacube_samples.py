@@ -126,7 +126,10 @@ class World:
         fixed = self._fixed[:, epochs]
         sine = fixed[2]
         season = torch.from_numpy(self._season(sample)[:, epochs])[..., None, None, None] * sine
-        return torch.cat((fixed, season))
+        if not self.layout.ages:
+            return torch.cat((fixed, season))
+        years = torch.from_numpy(self.cube.geological_time[epochs].astype(np.float32))[:, None, None, None]
+        return torch.cat((fixed, season, years.expand_as(sine)[None]))
 
     def follow_sunlight(self) -> None:
         """Take the season from the sunlight in `fields`, where other months have been put.

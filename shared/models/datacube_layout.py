@@ -77,6 +77,8 @@ FIXED_FORCING = (
     "stellar flux",
     "carbon dioxide",
 )
+PLANET = ("Coriolis parameter", "beta parameter", "gravity", "stellar flux", "carbon dioxide")
+"""Forcing from whose means over the grid a planet is told; of the Coriolis parameter, the mean of its size."""
 SIGMA = FIXED_FORCING.index("sigma")
 GEOPOTENTIAL = FIXED_FORCING.index("surface geopotential")
 GEOPOTENTIAL_UNIT = 1e4  # m2 s-2
@@ -103,6 +105,9 @@ class DatacubeLayout(Section):
     months_out: Annotated[int, Field(ge=1)] = 1
     season: Literal["absorbed sunlight", "none"] = "absorbed sunlight"
     """What the two channels of the season hold: a sinusoid fitted to the input months' absorbed sunlight, or zeros."""
+
+    ages: bool = False
+    """Whether the geological time of each epoch, in Gyr before present, is the last of the forcing's channels."""
 
     @field_validator("variables")
     @classmethod
@@ -133,7 +138,12 @@ class DatacubeLayout(Section):
     @property
     def forcings(self) -> int:
         """How many forcing channels there are."""
-        return len(FIXED_FORCING) + 2 * self.months_out
+        return len(FIXED_FORCING) + 2 * self.months_out + self.ages
+
+    def planet(self, forcing: torch.Tensor) -> torch.Tensor:
+        """Return a planet's numbers [batch, condition, geological_time], dimensionless, from the forcing tensor."""
+        chosen = forcing[:, [FIXED_FORCING.index(name) for name in PLANET]]
+        return torch.cat((chosen[:, :1].abs(), chosen[:, 1:]), dim=1).mean(dim=(-3, -2, -1))
 
     def level_means(self, fields: torch.Tensor) -> torch.Tensor:
         """Replace variables that have no levels by their mean over lev, in [..., variable, *, *, lev, lat, lon]."""

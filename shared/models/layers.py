@@ -8,8 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def pad_sphere(x: Tensor, lev: int, lat: int, lon: int) -> Tensor:
-    """Pad [batch, feature, lev, lat, lon]: the field itself round the globe in lon, its edge value in lat and lev."""
+def pad_sphere(x: Tensor, lev: int, lat: int, lon: int, *, across: bool = False) -> Tensor:
+    """Pad [batch, feature, lev, lat, lon]: the field itself round the globe in lon, its edge value in lat and lev.
+
+    With `across` the row beyond a pole is the row at the pole turned by half a round, which is what lies there; that
+    needs an even number of longitudes, and the poles at both ends of lat.
+    """
+    if across and lat and x.shape[-1] % 2 == 0:
+        beyond = torch.cat((x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]), dim=-1)
+        north, south = beyond[..., :lat, :].flip(-2), beyond[..., x.shape[-2] - lat :, :].flip(-2)
+        x, lat = torch.cat((north, x, south), dim=-2), 0
     if lon:
         x = torch.cat((x[..., -lon:], x, x[..., :lon]), dim=-1)
     if lat or lev:
@@ -28,13 +36,14 @@ def group_norm(features: int) -> nn.GroupNorm:
 class SphereConv(nn.Module):
     """A 3 x 3 x 3 convolution over [lev, lat, lon] that keeps the grid and knows no seam in longitude."""
 
-    def __init__(self, features_in: int, features_out: int) -> None:
+    def __init__(self, features_in: int, features_out: int, *, across: bool = False) -> None:
         super().__init__()
+        self.across = across
         self.conv = nn.Conv3d(features_in, features_out, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, features_in, lev, lat, lon] -> [batch, features_out, lev, lat, lon]."""
-        padded = pad_sphere(x, 1, 1, 1)
+        padded = pad_sphere(x, 1, 1, 1, across=self.across)
         if x.shape[0] > 1:
             out: Tensor = self.conv(padded)
             return out
@@ -69,38 +78,75 @@ class EpochMixing(nn.Module):
     """Adds to each geological epoch a linear map of the mean over a sample's epochs less its own state.
 
     It commutes with any reordering of the epochs (Zaheer et al. 2017, Deep Sets), is defined for any number of them and
-    adds nothing where there is one.
+    adds nothing where there is one. With ages the mean's weights fall off with the years between two epochs, as
+    exp(−|Δt| / τ) with a learned τ, so that slices of geological time may lie as irregularly as they do.
     """
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, *, aged: bool = False) -> None:
         super().__init__()
         self.map = nn.Conv3d(features, features, 1, bias=False)
+        self.log_memory = nn.Parameter(torch.zeros(())) if aged else None  # ln(τ / 1 Gyr)
 
-    def forward(self, x: Tensor, epochs: int) -> Tensor:
-        """[batch · epoch, feature, lev, lat, lon] with epochs innermost, shape kept."""
+    def forward(self, x: Tensor, epochs: int, ages: Tensor | None = None) -> Tensor:
+        """[batch · epoch, feature, lev, lat, lon] with epochs innermost, shape kept; ages [batch, epoch] in Gyr."""
         if epochs == 1:
             return x
         grouped = x.reshape(-1, epochs, *x.shape[1:])
-        others = grouped.mean(dim=1, keepdim=True) - grouped
+        if ages is None or self.log_memory is None:
+            others = grouped.mean(dim=1, keepdim=True) - grouped
+        else:
+            apart = (ages[:, :, None] - ages[:, None, :]).abs()
+            weights = torch.softmax(-apart / self.log_memory.exp(), dim=-1)
+            others = torch.matmul(weights, grouped.flatten(2)).reshape(grouped.shape) - grouped
         change: Tensor = self.map(others.flatten(0, 1))
         return x + change
 
 
-class SphereBlock(nn.Module):
-    """A residual block: norm, 3-D convolution, GELU, pointwise map; then mixing round the globe and over epochs."""
+class FiLM(nn.Module):
+    """Feature-wise linear modulation (Perez et al. 2018): a planet's numbers scale and shift each feature.
 
-    def __init__(self, features: int) -> None:
+    It begins as the identity.
+    """
+
+    def __init__(self, conditions: int, features: int) -> None:
+        super().__init__()
+        self.map = nn.Linear(conditions, 2 * features)
+        nn.init.zeros_(self.map.weight)
+        nn.init.zeros_(self.map.bias)
+
+    def forward(self, x: Tensor, planet: Tensor) -> Tensor:
+        """Modulate x [batch, feature, lev, lat, lon] by planet [batch, condition], shape kept."""
+        scale, shift = self.map(planet)[:, :, None, None, None].chunk(2, dim=1)
+        out: Tensor = x * (1 + scale) + shift
+        return out
+
+
+class SphereBlock(nn.Module):
+    """A residual block: norm, 3-D convolution, GELU, pointwise map; then mixing round the globe and over epochs.
+
+    With `conditions` a planet's numbers modulate what the norm gives; for `across` see `pad_sphere`, for `aged`
+    `EpochMixing`.
+    """
+
+    def __init__(self, features: int, *, conditions: int = 0, across: bool = False, aged: bool = False) -> None:
         super().__init__()
         self.norm = group_norm(features)
-        self.conv = SphereConv(features, features)
+        self.conv = SphereConv(features, features, across=across)
         self.out = nn.Conv3d(features, features, 1)
         self.zonal = ZonalMixing(features)
-        self.epochs = EpochMixing(features)
+        self.epochs = EpochMixing(features, aged=aged)
+        self.film = FiLM(conditions, features) if conditions else None
 
-    def forward(self, x: Tensor, epochs: int) -> Tensor:
-        """[batch · epoch, feature, lev, lat, lon], shape kept."""
-        x = x + self.out(F.gelu(self.conv(self.norm(x))))
-        out: Tensor = self.epochs(self.zonal(x), epochs)
+    def forward(self, x: Tensor, epochs: int, planet: Tensor | None = None, ages: Tensor | None = None) -> Tensor:
+        """[batch · epoch, feature, lev, lat, lon], shape kept.
+
+        planet is [batch · epoch, condition], ages [batch, epoch] in Gyr before present.
+        """
+        h = self.norm(x)
+        if self.film is not None and planet is not None:
+            h = self.film(h, planet)
+        x = x + self.out(F.gelu(self.conv(h)))
+        out: Tensor = self.epochs(self.zonal(x), epochs, ages)
         return out
 
 

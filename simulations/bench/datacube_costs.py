@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from astrofed.simulations.bench.datacube_runs import TRAINED, Worlds, plan_of
 from astrofed.simulations.bench.model_result import Part
 from astrofed.simulations.bench.result import Target
 
-PRODUCTION = {"base_features": 64, "coarse_features": 96, "depth": 4}
+PRODUCTION: dict[str, Any] = {"base_features": 64, "coarse_features": 96, "depth": 4}
 BUDGET = {"physics": 0.15, "memory": 0.5, "time": 0.35, "inference": 0.3}
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from astrofed.shared.arrays import from_state_dict, load_into
 from astrofed.shared.models.base import build_model
-from astrofed.shared.models.datacube_layout import SIGMA, DatacubeLayout
+from astrofed.shared.models.datacube_layout import FIXED_FORCING, SIGMA, DatacubeLayout
 from astrofed.shared.models.datacube_net import DatacubeNet, DatacubeShapeError
-from astrofed.shared.plan import load_plan
+from astrofed.shared.plan import PlanError, load_plan
 
 LAYOUT = DatacubeLayout(variables=("ta", "ua", "ps"), months_in=2, months_out=2)
 
@@ -161,3 +161,83 @@ def test_the_network_stays_what_it_was() -> None:
     assert sum(p.numel() for p in net.parameters()) == 13896
     found = [out.mean(), out.std(), out[0, 0, 0, 0, 0, 0, 0], out[1, 2, 1, 1, 2, 5, 7]]
     assert [float(value) for value in found] == pytest.approx([0.140021, 2.826259, 1.695779, -0.603999], rel=1e-3)
+
+
+AGED = DatacubeLayout(variables=("ta", "ua", "ps"), months_in=2, months_out=2, ages=True)
+
+
+def full(seed: int = 3) -> DatacubeNet:
+    """Every option on, every weight drawn."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = DatacubeNet(AGED, base_features=8, coarse_features=12, film=True, across=True)
+        for parameter in net.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return net.requires_grad_(False)
+
+
+def aged_inputs(epochs: int, ages: list[float], lon: int = 16) -> tuple[Tensor, Tensor]:
+    state, forcing = inputs(1, epochs, 3, 8, lon, AGED)
+    forcing[:, -1] = torch.tensor(ages)[:, None, None, None]
+    return state, forcing
+
+
+def test_with_all_options_there_is_still_no_seam_and_no_order_of_epochs() -> None:
+    net, (state, forcing) = full(), aged_inputs(3, [0.0, 0.5, 4.0])
+    out = net(state, forcing)
+    close(net(state.roll(4, -1), forcing.roll(4, -1)), out.roll(4, -1))
+    order = [2, 0, 1]
+    close(net(state[:, :, :, order], forcing[:, :, order]), out[:, :, :, order])
+
+
+def test_epochs_far_apart_in_years_see_less_of_each_other() -> None:
+    net = full()
+    reach = []
+    for years in (0.1, 10.0, 1000.0):
+        state, forcing = aged_inputs(2, [0.0, years])
+        other = state.clone()
+        other[:, :, :, 1] += 1.0
+        reach.append(float((net(other, forcing) - net(state, forcing))[:, :, :, 0].abs().mean()))
+    assert reach[0] > 1.5 * reach[1] > 0 and reach[2] < 1e-4
+
+
+def test_a_planet_s_gravity_reaches_every_cell_alike() -> None:
+    """Only through the modulation: the trunk without it is told gravity as well, but adds it to features."""
+    plain, film = (
+        DatacubeNet(AGED, base_features=8, coarse_features=12),
+        DatacubeNet(AGED, base_features=8, coarse_features=12, film=True),
+    )
+    film.load_state_dict(plain.state_dict(), strict=False)
+    given_ = aged_inputs(2, [0.0, 1.0])
+    with torch.no_grad():
+        assert torch.equal(plain(*given_), film(*given_)), "it begins as the identity"
+        for block in (*film.encode, *film.middle, *film.decode):
+            torch.nn.init.normal_(block.film.map.weight, std=0.5)
+        heavier = given_[1].clone()
+        heavier[:, FIXED_FORCING.index("gravity")] += 1.0
+        assert not torch.allclose(film(given_[0], heavier), plain(given_[0], heavier), atol=1e-3)
+
+
+def test_every_weight_of_every_option_learns() -> None:
+    net = full().requires_grad_()
+    net(*aged_inputs(2, [0.0, 1.0])).square().sum().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.parametrize(
+    ("model", "physics", "words"),
+    [
+        ({"n_input_vars": 4}, {}, r"model.n_input_vars = 4: task.variables names 3; leave the key out"),
+        ({"n_output_vars": 1}, {}, r"model.n_output_vars = 1: task.variables names 3"),
+        ({"use_physics_constraints": True}, {}, r"= true, but \[physics\] has neither weights nor fixers"),
+        ({"use_physics_constraints": False}, {"weights": {"mass-continuity": 0.1}}, r"= false, but \[physics\] has"),
+    ],
+)
+def test_what_users_say_twice_has_to_agree(model: dict[str, Any], physics: dict[str, Any], words: str) -> None:
+    told = plan().model_dump()
+    told = {"name": "t", "task": told["task"], "participants": [{"name": "a", "data": "a"}], "physics": physics}
+    with pytest.raises(PlanError, match=words):
+        build_model(load_plan({**told, "model": {"name": "datacube-net", **model}}))
+    agreeing = {"n_input_vars": 3, "n_output_vars": 3, "use_physics_constraints": bool(physics), "film": True}
+    built = build_model(load_plan({**told, "model": {"name": "datacube-net", "poles": "across", **agreeing}}))
+    assert isinstance(built, DatacubeNet) and built.film and built.across

@@ -32,8 +32,8 @@ def drawn(model: Model) -> Model:
 
 @pytest.fixture(scope="module")
 def climate(tmp_path_factory: pytest.TempPathFactory) -> tuple[DatacubeNet, Path]:
-    layout = DatacubeLayout(variables=("ta", "ua", "ps"), months_in=2, months_out=2)
-    net = drawn(DatacubeNet(layout, base_features=8, coarse_features=12))
+    layout = DatacubeLayout(variables=("ta", "ua", "ps"), months_in=2, months_out=2, ages=True)
+    net = drawn(DatacubeNet(layout, base_features=8, coarse_features=12, film=True, across=True))
     path = tmp_path_factory.mktemp("onnx") / "net.onnx"
     done = export_onnx(net, path, metadata={"plan": "{}"}, provider="cpu", threads=1)
     assert done.size == path.stat().st_size and done.opset >= 18
@@ -48,7 +48,7 @@ def test_the_datacube_network_serves_other_grids_than_it_was_traced_on(climate: 
     net, path = climate
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     assert [node.name for node in session.get_inputs()] == ["state", "forcing"]
-    for sizes in ({"batch": 1, "geological_time": 1, "lev": 3, "lat": 12, "lon": 20}, {"batch": 3, "lat": 8, "lon": 8}):
+    for sizes in ({"batch": 1, "geological_time": 1, "lev": 3, "lat": 12, "lon": 24}, {"batch": 3, "lat": 8, "lon": 8}):
         tensors = [given.example(sizes, seed=9) for given in net.signature()]
         with torch.no_grad():
             expected = net(*tensors).numpy()
@@ -62,6 +62,7 @@ def test_there_is_still_no_seam_in_longitude(climate: tuple[DatacubeNet, Path]) 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     state, forcing = (given.example({"batch": 1, "lat": 8, "lon": 16}, seed=4) for given in net.signature())
     forcing[:, SIGMA] = torch.linspace(0.05, 0.98, forcing.shape[3])[:, None, None]
+    forcing[:, -1] = torch.tensor([4.0, 2.5])[:, None, None, None]  # the ages of its two epochs
 
     def run(state: Tensor, forcing: Tensor) -> Any:
         return session.run(None, {"state": state.numpy(), "forcing": forcing.numpy()})[0]

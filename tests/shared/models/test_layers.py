@@ -158,3 +158,21 @@ def test_the_linear_map_sees_the_cell_and_its_zonal_mean() -> None:
     cell, zonal, bias = layer.GAIN * layer.cell[2], layer.GAIN * layer.zonal[2], layer.GAIN * layer.bias[2]
     expected = cell @ x[0, :, 0, 1, 3] + zonal @ x[0, :, 0, 1].mean(dim=-1) + bias
     close(layer(x, sigma)[0, :, 0, 1, 3], expected)
+
+
+def test_beyond_a_pole_lies_the_other_side_of_the_globe() -> None:
+    """On a smooth field of the sphere: the padded rows are its values there."""
+    rows, columns = 8, 16
+    latitude = torch.deg2rad(90 - (torch.arange(-1, rows + 1) + 0.5) * 180 / rows)
+    longitude = torch.arange(columns) * 2 * torch.pi / columns
+
+    def field(lat: Tensor) -> Tensor:  # x + 2 z of the unit vector, which goes on smoothly beyond a pole
+        return lat.cos()[:, None] * longitude.cos() + 2 * lat.sin()[:, None]
+
+    inside = field(latitude[1:-1])[None, None, None]
+    padded = pad_sphere(inside, 0, 1, 0, across=True)[0, 0, 0]
+    torch.testing.assert_close(padded, field(latitude))
+    edge = pad_sphere(inside, 0, 1, 0)[0, 0, 0]
+    assert (edge[0] - field(latitude)[0]).abs().max() > 0.3
+    odd = inside[..., :15]
+    assert torch.equal(pad_sphere(odd, 1, 1, 1, across=True), pad_sphere(odd, 1, 1, 1))
