@@ -1,5 +1,6 @@
 """`astrofed bench`: performance as ratios to named peers, measured in one run on this machine."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -40,6 +41,9 @@ def aggregation(
     attacks: Annotated[
         bool, typer.Option("--attacks", help="Train under attack instead: accuracy of each rule; about an hour.")
     ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="With --attacks: keep each cell here; a stopped run goes on from it.")
+    ] = None,
 ) -> None:
     """Time the robust rules against Flower's, ByzFL's and the memory's speed (half an hour), or measure their use."""
     result: RobustnessResult | AggregationResult
@@ -47,7 +51,7 @@ def aggregation(
         if attacks:
             from astrofed.simulations.bench.robustness import run_robustness_bench
 
-            result = run_robustness_bench(quick=quick)
+            result = run_robustness_bench(quick=quick, out=out)
         else:
             from astrofed.simulations.bench.aggregation import run_aggregation_bench
 

@@ -22,11 +22,18 @@ class Cell:
     defence: str
     split: str
     attack: str
+    liars: int = 4
     accuracy: float | None = None
     half_width: float | None = None
     byzfl: float | None = None  # None: ByzFL is not installed, or has no such rule
     byzfl_half_width: float | None = None
     note: str = ""  # why there is no number
+    findings: tuple[str, ...] = ()  # of papers, which this cell should show again
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        """What the cell is of: defence, split, attack, liars."""
+        return self.defence, self.split, self.attack, self.liars
 
     @property
     def worse_than_byzfl(self) -> bool:
@@ -59,13 +66,18 @@ class RobustnessResult:
         from rich.table import Table
 
         caption = "\n".join(f"{MARK[t.met]}: {t.target} ({_shown(t.measured, None)})" for t in self.targets)
-        table = Table(title="Accuracy under attack, % (ByzFL)", caption=caption, caption_justify="left")
+        table = Table(
+            title="Accuracy (datacube: skill) under attack, % (ByzFL); * a paper's finding, see below",
+            caption=caption,
+            caption_justify="left",
+        )
         attacks = list(dict.fromkeys(cell.attack for cell in self.rows))
         for name in ("split", "defence", *attacks):
             table.add_column(name, justify="left" if name in ("split", "defence") else "right")
-        cells = {(cell.split, cell.defence, cell.attack): cell for cell in self.rows}
-        for split, defence in dict.fromkeys((cell.split, cell.defence) for cell in self.rows):
-            table.add_row(split, defence, *(_cell(cells[split, defence, attack]) for attack in attacks))
+        cells = {(cell.split, cell.liars, cell.defence, cell.attack): cell for cell in self.rows}
+        for split, liars, defence in dict.fromkeys((cell.split, cell.liars, cell.defence) for cell in self.rows):
+            found = [cells.get((split, liars, defence, attack)) for attack in attacks]
+            table.add_row(f"{split}, f = {liars}", defence, *map(_cell, found))
         return table
 
 
@@ -78,10 +90,17 @@ def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
     return statistics.mean(values), STUDENT[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: Cell | None) -> str:
+    if cell is None:
+        return ""
     if cell.accuracy is None:
         return "refused"
-    return _shown(cell.accuracy, cell.half_width) + (f" ({_shown(cell.byzfl, None)})" if cell.byzfl is not None else "")
+    starred = "*" if cell.findings else ""
+    return (
+        starred
+        + _shown(cell.accuracy, cell.half_width)
+        + (f" ({_shown(cell.byzfl, None)})" if cell.byzfl is not None else "")
+    )
 
 
 def _shown(value: float | None, half_width: float | None) -> str:
