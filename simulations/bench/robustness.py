@@ -1,8 +1,8 @@
 """`astrofed bench aggregation --attacks`: accuracy under attack, for each rule, what comes before it, and each split.
 
-Setting: 17 participants, 4 of them attacking (in some cells 6), on scikit-learn's digits; learning rate 0.1, momentum
-0.9, batches of 25, 400 steps. Rules see models, as in a federation; ByzFL's, where installed, see the same updates side by
-side. Then the datacube task on six worlds.
+Setting: 17 participants, 4 of them attacking (6 in some cells), on scikit-learn's digits; learning rate 0.1, momentum
+0.9, batches of 25, 400 steps. Rules see models, as in a federation; ByzFL's, where installed, see the same updates side
+by side. Then the datacube task on six worlds.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""What papers found, each beside the cells of the robustness table that should show it again, and what is asked of ours.
+"""What papers found, beside the cells of the robustness table that should show it again, and what is asked of ours.
 
 A finding compares two cells: the first should be the better. The papers' own data and networks are others; their order
 is what should come out again, not their numbers.
