@@ -135,30 +135,34 @@ class LinkApp:
         return 200, json.dumps({digest: [node, node in online] for digest, node in nodes.items()}).encode()
 
     async def _send(self, body: bytes) -> tuple[int, bytes]:
-        """Take messages: a header, a tree and an envelope for each, and objects. Return the ids that are missing."""
+        """Take messages: a header, a tree and an envelope for each, and objects.
+
+        Answer with the objects that are missing, and the messages that can't be sent.
+        """
         frames = split_frames(body)
         asked = json.loads(bytes(next(frames)))
         count = int(asked["messages"])
         trees = [ObjectTree.FromString(bytes(next(frames))) for _ in range(count)]
         messages = [ProtoMessage.FromString(bytes(next(frames))) for _ in range(count)]
-        missing = await self._in_thread(self._store, asked["run_id"], trees, messages, [bytes(each) for each in frames])
+        objects = [bytes(each) for each in frames]
+        missing, refused = await self._in_thread(self._store, asked["run_id"], trees, messages, objects)
         if not missing:
             for message in messages:
                 self._for_node[message.metadata.dst_node_id].set()
-        return 200, json.dumps({"missing": missing}).encode()
+        return 200, json.dumps({"missing": missing, "refused": refused}).encode()
 
     def _store(
         self, run_id: int, trees: list[ObjectTree], messages: list[ProtoMessage], objects: list[bytes]
-    ) -> list[str]:
+    ) -> tuple[list[str], list[str]]:
         if not self._state.is_open(run_id):
             raise LinkRefused(f"run {run_id} has ended")
         missing = {identifier for tree in trees for identifier in self._state.objects.preregister(run_id, tree)}
         for content in objects:
             missing.discard(self._state.put(content))
-        if not missing:
-            for tree, message in zip(trees, messages, strict=True):
-                self._state.send(run_id, message, tree)
-        return sorted(missing)
+        if missing:
+            return sorted(missing), []
+        sent = [self._state.send(run_id, message, tree) for tree, message in zip(trees, messages, strict=True)]
+        return [], [tree.object_id for tree, went in zip(trees, sent, strict=True) if not went]
 
     async def _put(self, body: bytes) -> tuple[int, bytes]:
         await self._in_thread(self._state.put, body)

@@ -93,6 +93,7 @@ class LinkGrid(Grid):
         self._run_id = int(self._link.ask_json("/run/open", run=run, nodes=list(self.nodes.values()))["run_id"])
         self._asked: dict[str, Message] = {}  # what waits for a reply
         self._received: list[str] = []  # what the link may forget
+        self._refused: set[str] = set()  # what could not be sent
         self.bytes_sent = 0
         # Flower's Message constructor reads the sender's identity from here.
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = self._run_id, SUPERLINK_NODE_ID, 1
@@ -188,13 +189,14 @@ class LinkGrid(Grid):
         first = join_frames([header, *trees, *envelopes])
         small = [content for content in objects.values() if len(content) <= LARGEST_BODY // 8]
         inline = small if sum(map(len, small)) <= LARGEST_BODY else []
-        missing = json.loads(self._link.ask("/run/send", first + join_frames(inline)))["missing"]
-        if missing:
-            for identifier in missing:
+        answer = json.loads(self._link.ask("/run/send", first + join_frames(inline)))
+        if answer["missing"]:
+            for identifier in answer["missing"]:
                 self._link.ask("/run/put", objects[identifier])
-            missing = json.loads(self._link.ask("/run/send", first))["missing"]
-        if missing:
-            raise LinkLost(f"the link still lacks {len(missing)} objects of messages that it was sent")
+            answer = json.loads(self._link.ask("/run/send", first))
+        if answer["missing"]:
+            raise LinkLost(f"the link still lacks {len(answer['missing'])} objects of messages that it was sent")
+        self._refused.update(answer["refused"])
 
     def _signed_content(self, content: RecordDict) -> RecordDict:
         config = content["config"] if "config" in content else ConfigRecord()
@@ -203,6 +205,17 @@ class LinkGrid(Grid):
         return records.content({**content, "config": signed})
 
     def _pull(self, questions: list[str], wait: float) -> list[Message]:
+        replies = [self._error(each, OFFLINE, "the site was revoked") for each in questions if each in self._refused]
+        if not replies:
+            replies = self._ask_for(questions, wait)
+        for reply in replies:
+            question = reply.metadata.reply_to_message_id
+            self._received.append(question)
+            self._refused.discard(question)
+            del self._asked[question]
+        return replies
+
+    def _ask_for(self, questions: list[str], wait: float) -> list[Message]:
         received, self._received = self._received, []
         asked = {"run_id": self._run_id, "questions": questions, "wait": wait, "received": received}
         frames = split_frames(self._link.ask("/run/receive", json.dumps(asked).encode()))
@@ -212,9 +225,6 @@ class LinkGrid(Grid):
             proto, tree = ProtoMessage.FromString(bytes(envelope)), ObjectTree.FromString(bytes(next(frames)))
             contents = {get_object_id(bytes(each)): bytes(each) for each in split_frames(bytes(next(frames)))}
             replies.append(self._open(proto, tree, contents))
-        for reply in replies:
-            self._received.append(reply.metadata.reply_to_message_id)
-            del self._asked[reply.metadata.reply_to_message_id]
         return replies
 
     def _open(self, proto: ProtoMessage, tree: ObjectTree, contents: dict[str, bytes]) -> Message:

@@ -301,18 +301,23 @@ class LinkState:
         """Whether a run goes on."""
         return run_id in self._open
 
-    def send(self, run_id: int, message: ProtoMessage, tree: ObjectTree) -> None:
+    def send(self, run_id: int, message: ProtoMessage, tree: ObjectTree) -> bool:
         """Put a message, all of whose objects are in the store, where its node fetches it.
 
+        Returns whether it may be sent: its node belongs to the run, and was not revoked.
+
         Raises:
-            LinkRefused: it is of another run, or its node doesn't belong to the run.
+            LinkRefused: it is of another run, or its objects are missing.
         """
         if message.metadata.run_id != run_id or message.metadata.message_id != tree.object_id:
             raise LinkRefused("a message of another run")
         if not self.objects.is_complete(tree.object_id):
             raise LinkRefused("a message whose objects are missing")
-        if self._state.store_message_ins(message_from_proto(message)) is None:
-            raise LinkRefused(f"node {message.metadata.dst_node_id} can't be sent to in this run")
+        known = message.metadata.dst_node_id in self.nodes().values()
+        if known and self._state.store_message_ins(message_from_proto(message)) is not None:
+            return True
+        self.objects.delete(tree.object_id)
+        return False
 
     def put(self, content: bytes) -> str:
         """Keep an object that a worker hands over; return its id.

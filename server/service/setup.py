@@ -107,18 +107,8 @@ def enroll_site(
     yield ""
     yield "compare with the site, by another way than the file came:"
     yield f"  the site's key       {grouped(site.fingerprint)}"
-    yield f"  the server's keys    {grouped(_server_fingerprint(home))}"
+    yield f"  the key of its plans {grouped(fingerprint(Authority(home.authority).plan_key.public_key()))}"
     yield f"if they differ: astrofed server revoke {site.name!r}. If they agree, send the site {welcome}"
-
-
-def _server_fingerprint(home: ServerHome) -> str:
-    """Return one fingerprint for all that a welcome makes a site trust."""
-    return server_fingerprint(Authority(home.authority))
-
-
-def server_fingerprint(authority: Authority) -> str:
-    """Return the fingerprint of the key that signs plans; its holder decides what sites run."""
-    return fingerprint(authority.plan_key.public_key())
 
 
 def _write_welcome(home: ServerHome, site: EnrolledSite, path: Path) -> str:
