@@ -32,6 +32,7 @@ from astrofed.client.site import Site, SiteSummary
 from astrofed.client.task import Statistics, Task, TrainInstruction, TrainOutcome
 from astrofed.client.tasks.datacube_baselines import climatology, persistence, pooled_ridge, ridge, ridge_equations
 from astrofed.client.tasks.datacube_batches import Batch, batches, stack
+from astrofed.client.tasks.datacube_curriculum import coarsened, horizon
 from astrofed.client.tasks.datacube_episodes import WorldEpisodes
 from astrofed.client.tasks.datacube_physics import PhysicsFixers, PhysicsTerm, compliance_metrics
 from astrofed.client.tasks.datacube_rollout import RollOut, judge_rollout, roll_out
@@ -74,12 +75,17 @@ class DatacubeEmulation(Task):
         """Mirror half of the training batches at the equator (v changes its sign): the season moves by half a year."""
         roll: bool = True
         """Turn training batches by a random longitude."""
+        coarse_rounds: Annotated[int, Field(ge=0)] = 0
+        """How many rounds, from the first, train on a grid half as fine in latitude and longitude."""
+        horizon_rounds: Annotated[int, Field(ge=0)] = 0
+        """Over how many rounds the months that are trained on grow from the first target month to all of them."""
 
     def __init__(self, plan: Plan, options: BaseModel, site: Site) -> None:
         super().__init__(plan, options, site)
         self.options = self.Options.model_validate(options.model_dump())
         self._lock = threading.Lock()
         self._world: World | None = None
+        self._coarse: World | None = None
         self._protection: Protection | None = None
         self._fixers = PhysicsFixers(plan.physics.fixers, self.options.variables)
         self._physics = PhysicsTerm(plan.physics.weights, self.options.variables) if plan.physics.weights else None
@@ -143,8 +149,10 @@ class DatacubeEmulation(Task):
 
         Without privacy the metrics are the dimensionless loss, with it what is spent so far.
         """
-        world, scales, samples = self.world, self.scales(statistics), self.samples_to_train_on()
-        loss, privacy, training = self.loss(scales), self.plan.privacy, self.plan.training
+        scales, samples, options = self.scales(statistics), self.samples_to_train_on(), self.options
+        world = self.coarse_world() if instruction.round <= options.coarse_rounds else self.world
+        months = horizon(instruction.round, options.horizon_rounds, options.months_out)
+        loss, privacy, training = self.loss(scales, world, months), self.plan.privacy, self.plan.training
         size = training.batch_size if privacy is None else privacy.micro_batch or PRIVATE_BATCH
 
         def source(generator: torch.Generator) -> Iterator[Batch]:
@@ -225,15 +233,28 @@ class DatacubeEmulation(Task):
             )
         return scales
 
-    def loss(self, scales: Scales) -> Callable[[nn.Module, Batch], Tensor]:
-        """Return the loss of a batch: squared errors in units of change, area-weighted, and the physics' residuals."""
+    def coarse_world(self) -> World:
+        """Return the site's world on a grid half as fine, made at the first use (OddGrid where it can't be halved)."""
         world = self.world
+        with self._lock:
+            if self._coarse is None:
+                self._coarse = World(coarsened(world.cube, self.site.name), self.options, self.site.name)
+            return self._coarse
+
+    def loss(
+        self, scales: Scales, world: World | None = None, months: int | None = None
+    ) -> Callable[[nn.Module, Batch], Tensor]:
+        """Return the loss of a batch: squared errors in units of change, area-weighted, and the physics' residuals.
+
+        By default of the site's world as it is, over all target months, else over the first `months`.
+        """
+        world = world or self.world
 
         def loss(model: nn.Module, batch: Batch) -> Tensor:
             if self.site.corrupt_inputs is not None:
                 batch = replace(batch, state=self.site.corrupt_inputs(batch.state))
-            changes = self._changes(model, batch)
-            targets = (batch.target - batch.last) / scales.change
+            changes = self._changes(model, batch)[:, :, :months]
+            targets = (batch.target[:, :, :months] - batch.last) / scales.change
             if self.site.corrupt_targets is not None:
                 targets = self.site.corrupt_targets(targets)
             predicted = batch.last + changes * scales.change
@@ -241,7 +262,7 @@ class DatacubeEmulation(Task):
                 predicted = self._fixers(world, batch, predicted, scales)
                 changes = (predicted - batch.last) / scales.change
             value = area_loss(changes - targets, world.area)
-            if self._physics is not None:
+            if self._physics is not None and world is not self._coarse:
                 value = value + self._physics(world, batch, predicted)
             return value
 

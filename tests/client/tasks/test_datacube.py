@@ -383,3 +383,35 @@ def test_fixed_predictions_are_what_is_trained_scored_and_shown(store: Store) ->
 def test_a_fixer_that_a_plan_can_t_have_is_refused_before_training(store: Store) -> None:
     with pytest.raises(FixerNotEvaluable, match="'energy' is not evaluable: it needs the variables"):
         open_site(store(small_world()), plan(physics={"fixers": ["energy"]}))
+
+
+def test_the_first_rounds_may_train_on_a_coarser_grid(store: Store) -> None:
+    path = store(synthetic_world(1, lev=3, lat=16, lon=16))
+    fine, coarse = open_site(path), open_site(path, plan(task={"coarse_rounds": 1}))
+    assert isinstance(coarse, DatacubeEmulation)
+    statistics = fine.statistics()
+    seen: list[torch.Size] = []
+    model = build_model(coarse.plan)
+    model.register_forward_pre_hook(lambda _m, given: seen.append(given[0].shape[-2:]))
+    for number in (1, 2):
+        coarse.train(model, statistics, TrainInstruction(number, 7))
+    assert seen[0] == (8, 8) and seen[-1] == (16, 16) and len(set(seen)) == 2
+    again, other = build_model(fine.plan), build_model(fine.plan)
+    fine.train(again, statistics, TrainInstruction(1, 7))
+    coarse.train(other, statistics, TrainInstruction(2, 7))
+    assert not same_weights(model, again) and coarse.coarse_world().cube.fields["zg"].shape[-2:] == (8, 8)
+
+
+def test_the_horizon_grows_over_rounds(store: Store) -> None:
+    """A first round under a growing horizon learns nothing of later months; the last learns all."""
+    path = store(small_world())
+    options = {"months_out": 3, "held_out_months": 4}
+    growing = open_site(path, plan(task={**options, "horizon_rounds": 2}))
+    statistics = growing.statistics()
+    model = build_model(growing.plan)
+    start = model.linear.bias.detach().clone()
+    growing.train(model, statistics, TrainInstruction(1, 7))
+    moved = (model.linear.bias - start).reshape(5, 6, 3).abs().amax(dim=(0, 1))
+    assert moved[0] > 0 and not moved[1:].any()
+    growing.train(model, statistics, TrainInstruction(3, 7))
+    assert (model.linear.bias - start).reshape(5, 6, 3).abs().amax(dim=(0, 1)).min() > 0
