@@ -9,6 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from astrofed.server import report_numbers as numbers
+from astrofed.server.report_calibration import calibration, fewer_modalities, reliability_plot
 from astrofed.server.report_maps import Panels, panels
 from astrofed.server.report_participation import MARKS, matrix, reasons
 from astrofed.server.report_plots import loss_plot, profile_plot
@@ -65,6 +66,9 @@ def _page(run: Run, search: Search | None, maps: list[Panels], maps_missing: str
         guarantees=guarantees(run),
         privacy=run.rounds[-1].privacy if run.rounds else (),
         physics=physics(run.rounds),
+        calibration=calibration(run),
+        fewer=fewer_modalities(run),
+        reliability_plot=reliability_plot,
         maps=maps,
         maps_missing=maps_missing,
         loss_plot=loss_plot,

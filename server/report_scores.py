@@ -122,4 +122,8 @@ def _levels(name: str, metrics: Mapping[str, float]) -> tuple[float, ...]:
 def _unit(name: str) -> str:
     from astrofed.shared.models.datacube_layout import VARIABLES
 
-    return VARIABLES[name].unit if name in VARIABLES else ""
+    from astrofed.shared.models.surrogate_layout import TARGETS
+
+    if name in VARIABLES:
+        return VARIABLES[name].unit
+    return next((target.unit for target in TARGETS if target.name == name), "")

@@ -23,10 +23,12 @@ from astrofed.server.aggregation.rules_centre import TrustedReference
 from astrofed.server.strategies.messages import mean_metrics, scalars
 from astrofed.server.strategies.robust import Options, RobustStrategy, build_pipeline, take
 from astrofed.shared.arrays import from_numpy, to_numpy
-from astrofed.shared.plan import Name, Plan, PlanError
+from astrofed.shared.plan import Name, Plan, PlanError, Positive
 from astrofed.shared.seeds import derive_seed
 
 SHARED, MARK = "shared", "encoders"
+OWN = ("trust", "server_momentum", "server_rate")
+SECOND, TINY = 0.99, 1e-10  # of Adam on the server
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -43,11 +45,14 @@ class BlockMean(RobustStrategy):
         """Keys beside the rule's and those of the robust strategy.
 
         `trust`: by block, the only sites whose updates to it are used, as a plain mean; for blocks that too few sites
-        train for the rule. `server_momentum`: the model moves by v <- factor · v + step (FedAvgM).
+        train for the rule. `server_momentum`: the model moves by v <- factor · v + step (Hsu et al. 2019, FedAvgM).
+        `server_rate`: it moves by Adam of this rate on the rounds' steps (Reddi et al. 2021, FedAdam; `server_momentum`
+        is then its first factor, 0.9 by default), lowered by the plan's `training.decay` from the first round to the last.
         """
 
         trust: dict[Name, tuple[Name, ...]] = Field(default_factory=dict)
         server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+        server_rate: Positive | None = None
 
     def __init__(
         self,
@@ -65,7 +70,7 @@ class BlockMean(RobustStrategy):
                 that starts from the last step or trusts one participant) is asked for.
         """
         given = dict(options or {})
-        own: dict[str, Any] = {key: given.pop(key) for key in ("trust", "server_momentum") if key in given}
+        own: dict[str, Any] = {key: given.pop(key) for key in OWN if key in given}
         super().__init__(rule or "mean", pre, f, weights, given, seed)
         self.block_options = take(self.BlockOptions, "block-mean", {**given, **own})
         if self.options.momentum:
@@ -80,6 +85,8 @@ class BlockMean(RobustStrategy):
         self._plain = build_pipeline("mean", (), 0, {})
         self._trainers: dict[str, frozenset[str]] = {}
         self._velocity: Arrays = {}
+        self._square: Arrays = {}
+        self._steps, self._decay = 0, 1.0
 
     def declare(self, plan: Plan, blocks: Iterable[str]) -> None:
         """Take from the plan who may train which of the model's blocks.
@@ -90,6 +97,7 @@ class BlockMean(RobustStrategy):
         """
         names = [participant.name for participant in plan.trainers]
         given = plan.task.options.get("modalities", {})
+        self._decay = plan.training.decay ** (1 / plan.rounds)
         self._trainers = {}
         for block in dict.fromkeys(blocks):
             allowed = [name for name in names if block == SHARED or block in given.get(name, (block,))]
@@ -162,15 +170,19 @@ class BlockMean(RobustStrategy):
                 shared_weights[rows] = outcome.weights
                 self.weights = dict(zip(nodes, shared_weights.tolist(), strict=True))
         self._note_left_out(nodes, out)
-        return from_numpy(self._moved(merged)), mean_metrics(metrics, shared_weights)
+        return from_numpy(self._moved(merged, server_round)), mean_metrics(metrics, shared_weights)
 
     def state_dict(self) -> Arrays:
-        """Return the model's velocity."""
-        return {f"velocity/{name}": array for name, array in self._velocity.items()}
+        """Return the model's velocity, and what Adam remembers."""
+        state = {f"velocity/{name}": array for name, array in self._velocity.items()}
+        state |= {f"square/{name}": array for name, array in self._square.items()}
+        return {**state, "steps": np.array(self._steps)} if state else {}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Take back what `state_dict` returned."""
         self._velocity = {key.removeprefix("velocity/"): a for key, a in state.items() if key.startswith("velocity/")}
+        self._square = {key.removeprefix("square/"): a for key, a in state.items() if key.startswith("square/")}
+        self._steps = int(state["steps"]) if "steps" in state else 0
 
     def _who_trained(
         self, block: str, names: Sequence[str], nodes: Sequence[int], models: Sequence[Mapping[str, NDArray[Any]]]
@@ -199,18 +211,34 @@ class BlockMean(RobustStrategy):
             else:
                 self.notes += [f"{self._name(nodes[row])}: {reason}" for reason in reasons]
 
-    def _moved(self, merged: Arrays) -> Arrays:
-        """Return the model in the order of the global one, moved on by its velocity."""
-        factor = self.block_options.server_momentum
+    def _moved(self, merged: Arrays, server_round: int) -> Arrays:
+        """Return the model in the order of the global one, moved on by the server's momentum or Adam."""
+        options = self.block_options
         result = {name: merged[name] for name in self._reference}
-        if not factor:
+        if not options.server_momentum and options.server_rate is None:
             return result
+        self._steps += 1
         for name, old in self._reference.items():
             if old.dtype.kind == "f":
                 step = np.subtract(result[name], old, dtype=np.float64)
-                self._velocity[name] = np.asarray(factor * self._velocity.get(name, 0.0) + step)
-                result[name] = np.asarray((old + self._velocity[name]).astype(old.dtype))
+                move = self._momentum_of(name, step) if options.server_rate is None else self._adam(name, step)
+                result[name] = np.asarray((old + self._rate(server_round) * move).astype(old.dtype))
         return result
+
+    def _rate(self, server_round: int) -> float:
+        rate = self.block_options.server_rate
+        return 1.0 if rate is None else rate * (self._decay**server_round)
+
+    def _momentum_of(self, name: str, step: NDArray[np.float64]) -> NDArray[np.float64]:
+        self._velocity[name] = np.asarray(self.block_options.server_momentum * self._velocity.get(name, 0.0) + step)
+        return self._velocity[name]
+
+    def _adam(self, name: str, step: NDArray[np.float64]) -> NDArray[np.float64]:
+        first = self.block_options.server_momentum or 0.9
+        self._velocity[name] = np.asarray(first * self._velocity.get(name, 0.0) + (1 - first) * step)
+        self._square[name] = np.asarray(SECOND * self._square.get(name, 0.0) + (1 - SECOND) * step**2)
+        mean = self._velocity[name] / (1 - first**self._steps)
+        return np.asarray(mean / (np.sqrt(self._square[name] / (1 - SECOND**self._steps)) + TINY))
 
 
 def _blocks(reference: Mapping[str, NDArray[Any]]) -> dict[str, list[str]]:

@@ -14,9 +14,10 @@ class CubeEncoder(nn.Module):
     def __init__(self, channels: int, width: int, tokens: int = 5) -> None:
         super().__init__()
         self.tokens = tokens
-        self.first = nn.Conv2d(channels, width, 3)
-        self.second = nn.Conv2d(width, width, 3)
-        self.out = nn.Linear(2 * width, width)
+        hidden = max(8, width // 2)  # convolutions are what costs
+        self.first = nn.Conv2d(channels, hidden, 3)
+        self.second = nn.Conv2d(hidden, hidden, 3)
+        self.out = nn.Linear(2 * hidden, width)
         self.mark = nn.Parameter(torch.randn(tokens, width) * 0.3)
 
     def forward(self, cube: Tensor) -> Tensor:
