@@ -62,9 +62,7 @@ def calibration(run: Run) -> Calibration | None:
         sites=tuple(_site(name, name not in trainers, own) for name, own in list(last.sites.items())[:_MOST]),
         pooled=pooled,
         coverage=sum(p.coverage * p.test for p in known) / sum(p.test for p in known) if known else None,
-        curve=tuple(
-            (level, last.metrics[key]) for level in LEVELS if (key := f"reliability/{round(100 * level)}") in last.metrics
-        ),
+        curve=tuple((level, last.metrics[key]) for level in LEVELS if (key := _key(level)) in last.metrics),
     )
 
 
@@ -98,20 +96,22 @@ def reliability_plot(shown: Calibration) -> Markup:
     return markup(svg)
 
 
+def _key(level: float) -> str:
+    return f"reliability/{round(100 * level)}"
+
+
 def _site(name: str, unseen: bool, metrics: Mapping[str, float]) -> SiteIntervals:
     return SiteIntervals(
         name=name,
         unseen=unseen,
-        gaussian=metrics.get(f"reliability/{round(100 * LEVEL)}"),
+        gaussian=metrics.get(_key(LEVEL)),
         conformal=metrics.get("conformal/coverage"),
         crps=metrics.get("crps"),
         nll=metrics.get("nll"),
     )
 
 
-def _pooled(
-    target: str, unit: str, sites: Sequence[Mapping[str, float]], mean: Mapping[str, float]
-) -> PooledIntervals:
+def _pooled(target: str, unit: str, sites: Sequence[Mapping[str, float]], mean: Mapping[str, float]) -> PooledIntervals:
     calibration_counts, test_counts = (
         [conformal_counts(metrics, kind, target) for metrics in sites] for kind in ("calibration", "test")
     )

@@ -121,7 +121,6 @@ def _levels(name: str, metrics: Mapping[str, float]) -> tuple[float, ...]:
 
 def _unit(name: str) -> str:
     from astrofed.shared.models.datacube_layout import VARIABLES
-
     from astrofed.shared.models.surrogate_layout import TARGETS
 
     if name in VARIABLES:

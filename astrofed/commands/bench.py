@@ -10,6 +10,8 @@ from astrofed.commands.run import Json
 
 if TYPE_CHECKING:
     from astrofed.simulations.bench.aggregation_result import AggregationResult
+    from astrofed.simulations.bench.model_result import ModelResult
+    from astrofed.simulations.bench.multimodal_result import MultimodalResult
     from astrofed.simulations.bench.robustness_table import RobustnessResult
 
 app = typer.Typer(help="Measure astrofed against named peers on this machine.", no_args_is_help=True)
@@ -93,13 +95,25 @@ def modes(
 
 
 @app.command(epilog="Example: astrofed bench model --quick --json")
-def model(quick: Quick = False, as_json: Json = False) -> None:
+def model(
+    quick: Quick = False,
+    as_json: Json = False,
+    multimodal: Annotated[
+        bool, typer.Option("--multimodal", help="The multi-modal surrogate instead, about ten minutes.")
+    ] = False,
+) -> None:
     """Measure the datacube network: physics, memory, ONNX, error beside a U-Net, roll-outs; about half an hour."""
+    result: ModelResult | MultimodalResult
     screen = console(as_json=as_json)
     with only_json(as_json):
-        from astrofed.simulations.bench.model import run_model_bench
+        if multimodal:
+            from astrofed.simulations.bench.multimodal import run_multimodal_bench
 
-        result = run_model_bench(quick=quick, done=lambda line: screen.print(line, markup=False))
+            result = run_multimodal_bench(quick=quick, done=lambda line: screen.print(line, markup=False))
+        else:
+            from astrofed.simulations.bench.model import run_model_bench
+
+            result = run_model_bench(quick=quick, done=lambda line: screen.print(line, markup=False))
     if as_json:
         print_json(result.to_dict())
     else:

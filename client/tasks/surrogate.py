@@ -12,6 +12,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -19,14 +21,16 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
 from astrofed.client.data.cube import read_cube
+from astrofed.client.data.world import Cube
 from astrofed.client.privacy.protection import Protection
 from astrofed.client.privacy.refusals import check_unit
 from astrofed.client.privacy.units import Parts
 from astrofed.client.site import Site, SiteSummary
 from astrofed.client.task import Statistics, Task, TrainInstruction, TrainOutcome
-from astrofed.client.tasks.surrogate_samples import Samples, TooFewBelts, held_out, read_samples
+from astrofed.client.tasks.surrogate_samples import Samples, TooFewBelts, held_out, read_samples, together
 from astrofed.client.tasks.surrogate_scores import baselines, conformal, errors, predict, uncertainty, with_fewer
 from astrofed.client.training import train_locally
+from astrofed.shared.errors import UserMistake
 from astrofed.shared.models.datacube_layout import VARIABLES
 from astrofed.shared.models.surrogate_layout import MODALITIES, SCALARS, Observations, SurrogateLayout
 from astrofed.shared.plan import Plan
@@ -34,6 +38,10 @@ from astrofed.shared.uncertainty import gaussian_crps, gaussian_nll
 
 LEAST = 20  # samples to train on, and samples held out
 PRIVATE_BATCH = 64  # samples of a world whose gradients are taken at once, where the plan doesn't say
+
+
+class SeveralWorlds(UserMistake):
+    """A site's folder holds several worlds, where each has to stand for itself."""
 
 
 class Batch(NamedTuple):
@@ -106,7 +114,7 @@ class MultimodalSurrogate(Task):
             role=self.site.role,
             num_examples=len(data.training),
             num_eval_examples=len(data.held_out),
-            num_units=1,
+            num_units=data.worlds,
             unit=data.unit,
             fingerprint=data.fingerprint,
             description=f"world {data.world}: {', '.join(data.modalities)}; {self.options.belts} belts"
@@ -148,11 +156,30 @@ class MultimodalSurrogate(Task):
         return metrics
 
     def _open(self) -> "_Read":
-        cube, name = read_cube(self.site.data), self.site.name
-        unit = cube.attributes.get("privacy_unit", "world")
+        paths = _worlds(self.site.data)
+        if self.plan.privacy is not None and len(paths) > 1:
+            raise SeveralWorlds(
+                f"{self.site.name}: {self.site.data} holds {len(paths)} worlds; each has a privacy account of its own, "
+                "so make each a participant, or remove [privacy]"
+            )
+        worlds = [self._open_world(path) for path in paths]
+        training, tested = together([world[0] for world in worlds]), together([world[1] for world in worlds])
+        present = torch.cat((training.seen.present, tested.seen.present)).any(dim=0).tolist()
+        modalities = tuple(name for name, there in zip(MODALITIES, present, strict=True) if there)
+        first = worlds[0][2]
+        if len(worlds) == 1:
+            name, fingerprint = first.planet.name, first.fingerprint
+        else:
+            name = f"{first.planet.name} and {len(worlds) - 1} more"
+            fingerprint = sha256("".join(sorted(world[2].fingerprint for world in worlds)).encode()).hexdigest()
+        return _Read(training, tested, modalities, name, _unit(first), fingerprint, len(worlds))
+
+    def _open_world(self, path: Path) -> tuple[Samples, Samples, Cube]:
+        """Return one world's samples to train on, those held out, and its cube."""
+        cube, name = read_cube(path), self.site.name
         if self.plan.privacy is not None:
-            check_unit(self.plan.privacy.unit, unit, f"{name}: {self.site.data}")
-        samples = read_samples(cube, self.site.data, self.options, name)
+            check_unit(self.plan.privacy.unit, _unit(cube), f"{name}: {path}")
+        samples = read_samples(cube, path, self.options, name)
         months = cube.fields["ps"].shape[1]
         hidden = held_out(samples, months, self.options.held_out_months)
         if self.site.role == "evaluate":
@@ -164,9 +191,7 @@ class MultimodalSurrogate(Task):
                 f"{len(training)} samples to train on and {len(tested)} held out; at least {LEAST} of each are "
                 f"needed: change held_out_months (now {self.options.held_out_months}), lead, months_in or belts"
             )
-        present = samples.seen.present[0].tolist()
-        modalities = tuple(name for name, there in zip(MODALITIES, present, strict=True) if there)
-        return _Read(training, tested, modalities, cube.planet.name, unit, cube.fingerprint)
+        return training, tested, cube
 
     def _batches(self, samples: Samples, size: int, generator: torch.Generator) -> Iterator[Batch]:
         seen, targets = samples.seen, samples.targets
@@ -224,6 +249,17 @@ class _Read(NamedTuple):
     world: str
     unit: str
     fingerprint: str
+    worlds: int
+
+
+def _worlds(data: Path) -> list[Path]:
+    """Return the worlds that a site has: its data are one, or a folder of them (*.zarr), sorted by name."""
+    inside = sorted(data.glob("*.zarr")) if data.is_dir() and not (data / "zarr.json").exists() else []
+    return inside or [data]
+
+
+def _unit(cube: Cube) -> str:
+    return cube.attributes.get("privacy_unit", "world")
 
 
 def left_out(present: Tensor, chance: float, generator: torch.Generator) -> Tensor:

@@ -7,6 +7,7 @@ drawn at random, calibrate intervals; the others test them.
 All inputs and targets stand on fixed public scales, not on the site's own statistics.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +63,33 @@ class Samples:
         now, usual, usual_now = self.now[kept], self.usual[kept], self.usual_now[kept]
         epoch, month = self.epoch[rows], self.target_month[rows]
         return Samples(self.seen.at(kept), self.targets[kept], self.given[kept], now, usual, usual_now, epoch, month)
+
+
+def together(worlds: Sequence[Samples]) -> Samples:
+    """Return the samples of several worlds as one; what a world lacks is filled up with zeros."""
+    if len(worlds) == 1:
+        return worlds[0]
+    parts = [world.seen.tensors() for world in worlds]
+    seen = Observations(*(_stacked(tensors) for tensors in zip(*parts, strict=True)))
+    return Samples(
+        seen,
+        torch.cat([world.targets for world in worlds]),
+        torch.cat([world.given for world in worlds]),
+        torch.cat([world.now for world in worlds]),
+        torch.cat([world.usual for world in worlds]),
+        torch.cat([world.usual_now for world in worlds]),
+        np.concatenate([world.epoch for world in worlds]),
+        np.concatenate([world.target_month for world in worlds]),
+    )
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """Put [sample, …] tensors one after another; smaller ones, which hold nothing, grow with zeros."""
+    shape = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    grown = [t if list(t.shape[1:]) == shape else t.new_zeros(len(t), *shape) for t in tensors]
+    if any(bool(t.any()) and g is not t for t, g in zip(tensors, grown, strict=True)):
+        raise TooFewBelts("worlds of one site differ in levels or wavelengths; make each a participant of its own")
+    return torch.cat(grown)
 
 
 def modalities_of(cube: Cube, path: Path, layout: SurrogateLayout, site: str) -> tuple[str, ...]:

@@ -46,8 +46,8 @@ class BlockMean(RobustStrategy):
 
         `trust`: by block, the only sites whose updates to it are used, as a plain mean; for blocks that too few sites
         train for the rule. `server_momentum`: the model moves by v <- factor · v + step (Hsu et al. 2019, FedAvgM).
-        `server_rate`: it moves by Adam of this rate on the rounds' steps (Reddi et al. 2021, FedAdam; `server_momentum`
-        is then its first factor, 0.9 by default), lowered by the plan's `training.decay` from the first round to the last.
+        `server_rate`: it moves by Adam of this rate on the rounds' steps (Reddi et al. 2021, FedAdam; its first factor
+        is then `server_momentum`, 0.9 by default); by the last round the rate has fallen by `training.decay`.
         """
 
         trust: dict[Name, tuple[Name, ...]] = Field(default_factory=dict)

@@ -56,12 +56,14 @@ class MultimodalResult:
         persistence = self.baselines.get("unseen/persistence")
         return (
             Target(
-                f"all modalities: at least {LEAST_GAIN:.0%} lower error on an unseen world than {self.best_single} alone",
+                f"all: at least {LEAST_GAIN:.0%} lower error on an unseen world than {self.best_single} alone",
                 self.gain.mean,
                 self.gain.mean >= LEAST_GAIN,
             ),
             Target(
-                "pooled conformal intervals cover 90 ± 3 %", covered, None if covered is None else low <= covered <= high
+                "pooled conformal intervals cover 90 ± 3 %",
+                covered,
+                None if covered is None else low <= covered <= high,
             ),
             Target(
                 "whichever modality is missing, better than persistence on the unseen world",
@@ -84,14 +86,19 @@ class MultimodalResult:
         from rich.table import Table
 
         seeds = self.settings["seeds"]
-        caption = [f"gain over {self.best_single} alone, unseen world: {self.gain}", f"pooled coverage: {self.coverage}"]
-        caption += [f"{MARK[t.met]} {t.target} ({'-' if t.measured is None else f'{t.measured:.3g}'})" for t in self.targets]
+        caption = [
+            f"gain over {self.best_single} alone, unseen world: {self.gain}",
+            f"pooled coverage: {self.coverage or 'not evaluable'}",
+        ]
+        for target in self.targets:
+            measured = "-" if target.measured is None else f"{target.measured:.3g}"
+            caption.append(f"{MARK[target.met]} {target.target} ({measured})")
         table = Table(
             title=f"Errors in target widths, mean and 95 % interval over {seeds} seeds",
             caption="\n".join(caption),
             caption_justify="left",
         )
-        for name in ("modalities", "unseen world", "six sites"):
+        for name in ("modalities", "unseen world", "held-out months"):
             table.add_column(name, justify="left" if name == "modalities" else "right")
         for row in self.rows:
             table.add_row(f"trained with {row.name}", str(row.unseen), str(row.sites))

@@ -11,7 +11,7 @@ import torch
 from astrofed.client.data.cube import read_cube
 from astrofed.client.site import Site
 from astrofed.client.task import TrainInstruction
-from astrofed.client.tasks.surrogate import MultimodalSurrogate, left_out, mirrored
+from astrofed.client.tasks.surrogate import MultimodalSurrogate, SeveralWorlds, left_out, mirrored
 from astrofed.client.tasks.surrogate_samples import NoModality, TooFewBelts
 from astrofed.client.tasks.surrogate_scores import half
 from astrofed.client.tasks.surrogate_targets import Belts, belt_targets, boiling_point
@@ -188,3 +188,20 @@ def test_too_small_a_cube_is_refused(options: dict[str, int]) -> None:
 def test_a_likelihood_is_not_divided_by_its_size() -> None:
     with pytest.raises(PlanError, match="objective = 'crps'"):
         task(objective="nll", balance="uncertainty")
+
+
+def test_a_folder_of_worlds_is_one_site(tmp_path: Path) -> None:
+    for name in ("earthlike", "w1_continents"):
+        (tmp_path / f"{name}.zarr").symlink_to(resolve_bundled(f"worlds/{name}"))
+    both, one = task(tmp_path), task()
+    assert both.summary().num_units == 2 and both.summary().fingerprint != one.summary().fingerprint
+    assert len(both.data.training) == 2 * len(one.data.training)
+    seen = both.data.training.seen
+    rows = torch.arange(len(one.data.training))
+    for mine, alone in zip(seen.at(rows).tensors(), one.data.training.seen.tensors(), strict=True):
+        assert torch.equal(mine, alone)
+    assert not bool(seen.present[len(rows) :, MODALITIES.index("spectrum")].any())
+    assert both.data.modalities == MODALITIES
+    privacy = {"unit": "world", "noise_multiplier": 1.0, "delta": 1e-5}
+    with pytest.raises(SeveralWorlds, match="account of its own"):
+        _ = task(tmp_path, privacy=privacy).data
