@@ -58,16 +58,16 @@ class Hostile:
 
 def _request(channel: ssl.SSLSocket) -> bytes:
     """Read a whole request; what is left unread when a socket is closed would reset the connection."""
-    head, _, body = b"", b"", b""
-    while b"\r\n\r\n" not in head:
-        head += channel.recv(65536)
-    head, _, body = head.partition(b"\r\n\r\n")
-    length = next(
-        int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")
-    )
-    while len(body) < length:
-        body += channel.recv(65536)
-    return body
+    read = b""
+    while True:
+        head, end, body = read.lower().partition(b"\r\n\r\n")
+        length = next((int(each[15:]) for each in head.split(b"\r\n") if each.startswith(b"content-length:")), 0)
+        if end and len(body) >= length:
+            return read
+        piece = channel.recv(65536)
+        if not piece:
+            raise ConnectionError("the request ended too soon")
+        read += piece
 
 
 @pytest.fixture
