@@ -188,7 +188,7 @@ class Executor:
 
 def _environment(limits: Limits) -> dict[str, str]:
     environment = dict(os.environ)
-    environment["PYTHONUNBUFFERED"] = "1"
+    environment.update(PYTHONUNBUFFERED="1", FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1")
     if limits.threads is not None:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
             environment[name] = str(limits.threads)

@@ -1,8 +1,8 @@
 """The executor's own process: torch imported once, and the installed client app, which answers what the node gives it.
 
 It never speaks to the network and runs no code that a run brings along; plug-ins are the files that the site's policy
-names. Where it writes (standard output and error) is `logs/executor.log` in the site's home: of an error that is not
-astrofed's own it says where and of which kind, never the text, which might hold values of the data.
+names. What it writes (standard output and error, libraries' warnings) lies in `logs/executor.log` in the site's home and
+goes nowhere else. The node's own log has no texts of errors that are not astrofed's own: they might hold data.
 """
 
 import os
