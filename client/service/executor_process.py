@@ -1,7 +1,7 @@
 """The executor's own process: torch imported once, and the installed client app, which answers what the node gives it.
 
 It never speaks to the network and runs no code that a run brings along; plug-ins are the files that the site's policy
-names. What it writes (standard output and error, libraries' warnings) lies in `logs/executor.log` in the site's home and
+names. What it writes (standard output and error, warnings of libraries) lies in `logs/executor.log` in the home, and
 goes nowhere else. The node's own log has no texts of errors that are not astrofed's own: they might hold data.
 """
 

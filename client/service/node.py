@@ -5,6 +5,7 @@ While a run goes on it asks often: it never waits longer than a twentieth of the
 gateway that can hold requests back (`shared.waiting`) is asked to, so that nothing is asked in vain.
 """
 
+import contextlib
 import math
 import random
 import threading
@@ -222,7 +223,8 @@ class Node:
                 self.counts.sent += taken
                 if not taken:
                     self.diary.say("the server did not need a reply: it has it, or does not wait for it any more")
-                self.fleet.confirm(outside.run, question)
+                with contextlib.suppress(RunOver):  # a run that ended with this reply has no objects any more
+                    self.fleet.confirm(outside.run, question)
             except RunOver:
                 self.diary.say("a reply's run is over; it is given up")
                 self._forget(question)
