@@ -50,7 +50,7 @@ class Timer:
         """Note how long the round took, its checkpoint included."""
         if entry.skipped is not None:
             raise RuntimeError(f"round {entry.round} of the benchmark was skipped: {entry.skipped}")
-        if entry.round > 1:
+        if entry.round > 1 and entry.seconds is not None:
             self.seconds.append(entry.seconds)
 
     def should_stop(self) -> bool:
