@@ -56,6 +56,7 @@ class _Fake:
     """Of a plan, what `declare` looks at."""
 
     def __init__(self) -> None:
+        self.training, self.rounds = type("S", (), {"decay": 1.0})(), 1
         self.trainers = [type("P", (), {"name": name})() for name in SITES]
         self.task = type("T", (), {"options": {"modalities": ALLOWED}})()
 
@@ -167,6 +168,21 @@ def test_the_servers_momentum_carries_on_and_outlives_a_stop() -> None:
     again = round_of(resumed, HONEST, halfway)
     assert all(np.array_equal(again[key], model[key]) for key in model)
     assert built().state_dict() == {}
+
+
+def test_the_servers_adam_takes_steps_of_its_rate_and_outlives_a_stop() -> None:
+    """The first step of Adam is its rate along the sign of the mean change (Kingma and Ba 2015, section 2.1)."""
+    strategy = built(server_rate=0.25)
+    model = round_of(strategy, HONEST)
+    np.testing.assert_allclose(model["head"], [0.25, 0.25], rtol=1e-6)
+    np.testing.assert_allclose(model["encoders.b.w"], [1.25], rtol=1e-6)
+    resumed = built(server_rate=0.25)
+    resumed.load_state_dict(strategy.state_dict())
+    halved = {name: {key: np.asarray(v) / 2 for key, v in own.items()} for name, own in HONEST.items()}
+    again, whole = round_of(resumed, halved, model), round_of(strategy, halved, model)
+    assert all(np.array_equal(again[key], whole[key]) for key in model)
+    first, second = (0.9 * 0.1 + 0.1 * 0.5) / (1 - 0.9**2), (0.99 * 0.01 + 0.01 * 0.25) / (1 - 0.99**2)
+    np.testing.assert_allclose(again["head"] - model["head"], 0.25 * first / np.sqrt(second), rtol=1e-5)
 
 
 def test_a_plan_with_too_few_trainers_of_a_block_is_refused() -> None:
