@@ -40,12 +40,10 @@ def run_multimodal_bench(quick: bool, done: Callable[[str], None] = lambda _: No
     runs: dict[str, list[Round]] = {}
     baselines: dict[str, float] = {}
     try:
-        for name in (ALL, *MODALITIES):
-            used = MODALITIES if name == ALL else (name,)
-            runs[name] = []
-            for seed in range(1, seeds + 1):
-                result = _run(used, seed, epochs)
-                runs[name].append(result.rounds[-1])
+        for seed in range(1, seeds + 1):
+            for name in (ALL, *MODALITIES):
+                result = _run(MODALITIES if name == ALL else (name,), seed, epochs)
+                runs.setdefault(name, []).append(result.rounds[-1])
                 found = result.metrics
                 done(f"{name}, seed {seed}: unseen {found['unseen/loss']:.3f}, held out {found['loss']:.3f}")
                 baselines = {k: v for k, v in result.baselines.items() if k.count("/") == k.startswith("unseen/")}
