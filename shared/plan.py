@@ -96,6 +96,9 @@ class Physics(Section):
     """Weights of the physics residuals in the training loss, by constraint; a constraint left out has no weight."""
 
     weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
+    balance: Literal["fixed", "gradient"] = "fixed"
+    """Whether a weight multiplies its residual's penalty as it is, or scaled so that the penalty's gradient by the
+    prediction is as long as the error's."""
     fixers: tuple[Literal["mass", "hydrostatic", "energy", "water"], ...] = ()
     """What is corrected in every prediction, in training too, so that a constraint holds."""
 

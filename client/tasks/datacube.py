@@ -56,6 +56,10 @@ EVALUATION_BATCH = 2
 PRIVATE_BATCH = 2  # samples of a world whose gradients are taken at once, where the plan doesn't say
 
 
+class BalancedInPrivate(UserMistake):
+    """A plan balances physics by gradients where per-unit gradients are taken."""
+
+
 class LevelsDiffer(UserMistake):
     """A site's cube has another number of levels than those that the federation's scales were measured on."""
 
@@ -88,6 +92,11 @@ class DatacubeEmulation(Task):
         self._coarse: World | None = None
         self._protection: Protection | None = None
         self._fixers = PhysicsFixers(plan.physics.fixers, self.options.variables)
+        if plan.physics.balance == "gradient" and plan.privacy is not None:
+            raise BalancedInPrivate(
+                "physics.balance = 'gradient' has no place beside [privacy]: per-unit gradients are taken of a "
+                "function, inside which no other gradients are; set physics.balance = 'fixed'"
+            )
         self._physics = PhysicsTerm(plan.physics.weights, self.options.variables) if plan.physics.weights else None
 
     @property
@@ -253,7 +262,7 @@ class DatacubeEmulation(Task):
         def loss(model: nn.Module, batch: Batch) -> Tensor:
             if self.site.corrupt_inputs is not None:
                 batch = replace(batch, state=self.site.corrupt_inputs(batch.state))
-            changes = self._changes(model, batch)[:, :, :months]
+            changes = told = self._changes(model, batch)[:, :, :months]
             targets = (batch.target[:, :, :months] - batch.last) / scales.change
             if self.site.corrupt_targets is not None:
                 targets = self.site.corrupt_targets(targets)
@@ -263,7 +272,10 @@ class DatacubeEmulation(Task):
                 changes = (predicted - batch.last) / scales.change
             value = area_loss(changes - targets, world.area)
             if self._physics is not None and world is not self._coarse:
-                value = value + self._physics(world, batch, predicted)
+                if self.plan.physics.balance == "gradient" and told.requires_grad:
+                    value = value + self._physics.balanced(world, batch, predicted, value, told)
+                else:
+                    value = value + self._physics(world, batch, predicted)
             return value
 
         return loss

@@ -26,6 +26,7 @@ from astrofed.shared.physics.grid import UnfitGrid
 from astrofed.shared.physics.mass import dry_mass
 
 STATIC = ("phis",)  # fields that a world gives with its forcing, not as variables
+MAX_SCALE = 1e4  # of a penalty, where hardly a cell is outside its tolerance
 MONTH_ATTRIBUTE = "month_s"  # of a cube whose months are not those of MONTH_S
 
 
@@ -56,22 +57,44 @@ class PhysicsTerm:
         self.weights = {name: weight for name, weight in weights.items() if weight}
 
     def __call__(self, world: World, batch: Batch, predicted: Tensor) -> Tensor:
-        """Return Σ weight · penalty over the constraints, a dimensionless scalar (see `Residual.penalty`).
+        """Return Σ weight · penalty over the constraints, a dimensionless scalar; arguments as of `penalties`."""
+        total = predicted.new_zeros(())
+        for penalty in self.penalties(world, batch, predicted).values():
+            total = total + penalty
+        return total
+
+    def balanced(self, world: World, batch: Batch, predicted: Tensor, error: Tensor, by: Tensor) -> Tensor:
+        """Return Σ weight · penalty with each penalty's gradient by `by` made as long as that of `error`.
+
+        GradNorm's idea (Chen et al. 2018) without parameters of its own: the scale is taken anew on every batch and no
+        gradient flows through it. A penalty without a gradient, as within its tolerance, adds nothing to be scaled.
+        """
+        (own,) = torch.autograd.grad(error, by, retain_graph=True)
+        total = predicted.new_zeros(())
+        for name, penalty in self.penalties(world, batch, predicted).items():
+            (gradient,) = torch.autograd.grad(penalty, by, retain_graph=True)
+            length = gradient.norm() / self.weights[name]
+            if length > 0:
+                total = total + (own.norm() / length).clamp(max=MAX_SCALE) * penalty
+        return total
+
+    def penalties(self, world: World, batch: Batch, predicted: Tensor) -> dict[str, Tensor]:
+        """Return weight · penalty by constraint (see `Residual.penalty`), each a dimensionless scalar.
 
         `predicted` is in learned units [batch, variable, climate_time, geological_time, lev, lat, lon].
 
         Raises:
             UnfitGrid: the world's grid is not global.
         """
-        total = predicted.new_zeros(())
+        found = {}
         if self.weights:
             state = _batch_state(world, batch, predicted)
             for name, weight in self.weights.items():
                 residual = evaluate(name, state)
                 if isinstance(residual, NotEvaluable):
                     raise ConstraintNotEvaluable(f"physics.weights.{name}: {residual.constraint} {residual.reason}")
-                total = total + weight * residual.penalty()
-        return total
+                found[name] = weight * residual.penalty()
+        return found
 
 
 class PhysicsFixers:

@@ -14,7 +14,7 @@ from astrofed.client.privacy.ledger import BudgetSpent
 from astrofed.client.privacy.refusals import WrongPrivacyUnit
 from astrofed.client.site import Site
 from astrofed.client.task import Statistics, Task, TrainInstruction
-from astrofed.client.tasks.datacube import DatacubeEmulation, LevelsDiffer
+from astrofed.client.tasks.datacube import BalancedInPrivate, DatacubeEmulation, LevelsDiffer
 from astrofed.client.tasks.datacube_batches import stack
 from astrofed.client.tasks.datacube_physics import FixerNotEvaluable
 from astrofed.client.tasks.datacube_samples import TooFewMonths, VariableNotInCube
@@ -415,3 +415,15 @@ def test_the_horizon_grows_over_rounds(store: Store) -> None:
     assert moved[0] > 0 and not moved[1:].any()
     growing.train(model, statistics, TrainInstruction(3, 7))
     assert (model.linear.bias - start).reshape(5, 6, 3).abs().amax(dim=(0, 1)).min() > 0
+
+
+def test_physics_balanced_by_gradients_trains_and_is_refused_where_units_are_private(store: Store) -> None:
+    path, weights = store(small_world()), {"mass-continuity": 0.1}
+    fixed = open_site(path, plan(physics={"weights": weights}))
+    balanced = open_site(path, plan(physics={"weights": weights, "balance": "gradient", "fixers": ["mass"]}))
+    statistics = fixed.statistics()
+    one, other = trained(fixed, statistics)[0], trained(balanced, statistics)[0]
+    assert not same_weights(one, other)
+    private = {"noise_multiplier": 1.0, "delta": 1e-5, "unit": "world"}
+    with pytest.raises(BalancedInPrivate, match="has no place beside"):
+        open_site(path, plan(physics={"weights": weights, "balance": "gradient"}, privacy=private))

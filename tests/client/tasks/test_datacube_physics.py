@@ -333,3 +333,26 @@ def test_a_fixer_without_its_fields_is_refused_by_name() -> None:
     with pytest.raises(FixerNotEvaluable, match="'water' is not evaluable: it needs the variables pr, evap, which"):
         PhysicsFixers(("mass", "water"), VARIABLES)
     PhysicsFixers(("mass", "hydrostatic"), VARIABLES)
+
+
+def test_balanced_penalties_pull_as_hard_as_the_error(world: World) -> None:
+    """Whatever a penalty's size, its gradient by the prediction is weight times as long as the error's."""
+    batch = batch_of(world, [Sample(4, (0, 1), (0, 1))])
+    prediction = noisy(batch).requires_grad_()
+    error = (prediction - batch.target).square().mean()
+    (own,) = torch.autograd.grad(error, prediction, retain_graph=True)
+    for name in ("hydrostatic", "thermal-wind", "dry-mass"):
+        term = PhysicsTerm({name: 0.5}, VARIABLES)
+        value = term.balanced(world, batch, prediction, error, prediction)
+        (pull,) = torch.autograd.grad(value, prediction)
+        assert float(pull.norm()) == pytest.approx(0.5 * float(own.norm()), rel=1e-3), name
+    several = PhysicsTerm({"hydrostatic": 0.5, "dry-mass": 0.25}, VARIABLES)
+    assert float(several.balanced(world, batch, prediction, error, prediction).detach()) > 0
+
+
+def test_what_complies_is_not_pulled(world: World) -> None:
+    batch = batch_of(world, [Sample(4, (0, 1), (0, 1))])
+    prediction = batch.target.clone().requires_grad_()
+    error = (prediction - batch.last).square().mean()
+    term = PhysicsTerm({"dry-mass": 1.0}, VARIABLES)
+    assert float(term.balanced(world, batch, prediction, error, prediction)) == 0.0
