@@ -4,6 +4,7 @@ What to run comes with the settings given here, or as run configuration: `plan` 
 run's folder) and `resume`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,12 +16,13 @@ from flwr.serverapp import Grid, ServerApp
 from astrofed.server.checkpoint import MODEL, load_arrays, save_arrays
 from astrofed.server.enrolment import NotEnrolled, Roster, Statistics, enrol, gather_statistics
 from astrofed.server.federation import Arrays, Federation, Observer
+from astrofed.server.membership import everybody
 from astrofed.server.record import OtherPlan, RunRecord
 from astrofed.server.search.run import searched
 from astrofed.server.strategies.build import build_strategy
 from astrofed.shared.models.base import build_model
 from astrofed.shared.plan import Plan, plan_from_json
-from astrofed.shared.record import Round, Start
+from astrofed.shared.record import Enrolled, Round, Start
 
 STATISTICS = "statistics.safetensors"
 SOFTWARE = ("astrofed", "flwr", "torch", "numpy")
@@ -84,6 +86,8 @@ def run_federation(grid: Grid, settings: Settings, observer: Observer) -> None:
 
 def _train(grid: Grid, settings: Settings, observer: Observer) -> None:
     plan = settings.plan
+    if settings.quorum is None and plan.strategy.membership == "open":
+        settings = replace(settings, quorum=plan.strategy.quorum)
     opened = RunRecord.resume if settings.resume else RunRecord.create
     record = opened(settings.out, plan)
     strategy = build_strategy(plan)
@@ -101,7 +105,7 @@ def _train(grid: Grid, settings: Settings, observer: Observer) -> None:
     if record.start is None:
         record.append(start)
     else:
-        roster = _as_begun(roster, record.start, settings)
+        roster = _as_begun(roster, everybody(record.start, record.rounds), settings)
     if refused and (settings.quorum is None or len(roster.with_role("train")) < settings.quorum):
         raise NotEnrolled("; ".join(f"{site.participant} can't take part: {site.reason}" for site in refused))
     observer.started(plan, record.start or start)
@@ -111,14 +115,14 @@ def _train(grid: Grid, settings: Settings, observer: Observer) -> None:
     save_arrays(record.folder / MODEL, federation.model)
 
 
-def _as_begun(roster: Roster, start: Start, settings: Settings) -> Roster:
-    """Return who is there again of those that a run began with: all of them, or with a quorum perhaps fewer.
+def _as_begun(roster: Roster, known: Sequence[Enrolled], settings: Settings) -> Roster:
+    """Return who is there again of those that a run knows: all of them, or with a quorum perhaps fewer.
 
     Raises:
         OtherPlan: somebody's data are not those that the run began with.
     """
     now = {site.participant: site.fingerprint for site in roster.enrolled}
-    there = [site for site in start.enrolled if site.participant in now or settings.quorum is None]
+    there = [site for site in known if site.participant in now or settings.quorum is None]
     if any(now.get(site.participant) != site.fingerprint for site in there):
         raise OtherPlan(f"{settings.out}: the participants' data are not those that the run began with; begin it anew")
     return Roster({site.participant: roster.nodes[site.participant] for site in there}, tuple(there))

@@ -1,7 +1,7 @@
 """Before the first round: every participant enrols, and the statistics that standardisation needs are pooled."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -63,6 +63,17 @@ def enrol(grid: Grid, plan: Plan, quorum: int | None = None) -> tuple[Roster, tu
     """
     nodes = wait_for_nodes(grid, quorum or len(plan.participants), CONNECT_TIMEOUT_S)
     replies = ask(grid, nodes, "query.enrol", {"plan": plan.to_json()}, plan.strategy.timeout_s)
+    found, reasons = read_enrolments(replies, plan)
+    known = [participant.name for participant in plan.participants if participant.name in found]
+    absent = [participant.name for participant in plan.participants if participant.name not in found]
+    refused = tuple(
+        Quarantine(participant=name, reason=_reason(name, reasons, len(absent) == len(reasons) == 1)) for name in absent
+    )
+    return Roster({name: found[name][0] for name in known}, tuple(found[name][1] for name in known)), refused
+
+
+def read_enrolments(replies: Iterable[Message], plan: Plan) -> tuple[dict[str, tuple[int, Enrolled]], list[str]]:
+    """Return node and enrolment by participant, and why the other replies are none."""
     found: dict[str, tuple[int, Enrolled]] = {}
     reasons: list[str] = []
     for reply in replies:
@@ -73,12 +84,7 @@ def enrol(grid: Grid, plan: Plan, quorum: int | None = None) -> tuple[Roster, tu
             reasons.append(f"two nodes call themselves {site.participant!r}")
         else:
             found[site.participant] = (reply.metadata.src_node_id, site)
-    known = [participant.name for participant in plan.participants if participant.name in found]
-    absent = [participant.name for participant in plan.participants if participant.name not in found]
-    refused = tuple(
-        Quarantine(participant=name, reason=_reason(name, reasons, len(absent) == len(reasons) == 1)) for name in absent
-    )
-    return Roster({name: found[name][0] for name in known}, tuple(found[name][1] for name in known)), refused
+    return found, reasons
 
 
 def _reason(name: str, reasons: Sequence[str], only: bool) -> str:

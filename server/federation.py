@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from astrofed.server.buffering import Buffer
 from astrofed.server.checkpoint import Checkpoint, drop_old_checkpoints, load_checkpoint, save_checkpoint
 from astrofed.server.enrolment import Roster, Statistics, statistics_to_json
+from astrofed.server.membership import Door
 from astrofed.server.nodes import GridView
 from astrofed.server.privacy.participation import for_operator
 from astrofed.server.record import RunRecord
@@ -107,7 +108,7 @@ class Federation:
                 raise Interrupted(
                     f"stopped after round {number - 1} of {self.plan.rounds}; --resume goes on from there"
                 )
-            self._complete(number, lambda number=number: self._round(number))  # type: ignore[misc]
+            self._complete(number, lambda number=number: self._admitting(number))  # type: ignore[misc]
             self._give_up_if_nobody_is_accepted()
 
     def _restore(self) -> None:
@@ -144,6 +145,16 @@ class Federation:
             self._flushed = time.monotonic()
         drop_old_checkpoints(self.record.folder)
         self.observer.round_done(line)
+
+    def _admitting(self, number: int) -> dict[str, Any]:
+        """Do a round, with those who came since the one before where membership is open."""
+        if self._door is None:
+            return self._round(number)
+        self.roster, joined, refused = self._door.admit(self.roster)
+        if joined:
+            self._tell_enrolled()
+        entry = self._round(number)
+        return entry | {"joined": joined, "quarantined": (*refused, *entry["quarantined"])}
 
     def _round(self, number: int) -> dict[str, Any]:
         if self._buffer is not None:
@@ -285,9 +296,8 @@ class Federation:
         return ConfigRecord({"plan": self._plan_text, "statistics": self._statistics_text, "server-round": number})
 
     def __post_init__(self) -> None:
-        enrolled = getattr(self.strategy, "enrolled", None)
-        if callable(enrolled):
-            enrolled(self.roster.nodes)
+        self._tell_enrolled()
+        self._door = Door(self.grid, self.plan) if self.plan.strategy.membership == "open" else None
         opened = getattr(self.strategy, "opened", None)
         if callable(opened):
             opened(self.record.folder, self.record.rounds[-1].central_privacy if self.record.rounds else None)
@@ -297,6 +307,11 @@ class Federation:
         )
         self._plan_text = self.plan.to_json()
         self._statistics_text = statistics_to_json(self.statistics)
+
+    def _tell_enrolled(self) -> None:
+        enrolled = getattr(self.strategy, "enrolled", None)
+        if callable(enrolled):
+            enrolled(self.roster.nodes)
 
     @property
     def _discreet(self) -> bool:

@@ -255,6 +255,8 @@ class Strategy(Named):
     """Asynchronous rounds (FedBuff): the model moves on after so many replies, and slow sites' replies count late."""
     max_staleness: Annotated[int, Field(ge=0)] = 10
     """With `buffer`: how many rounds ago a site may have been asked for its reply to be used."""
+    membership: Literal["fixed", "open"] = "fixed"
+    """"open": the run begins with a quorum, and participants of the plan may join and leave between rounds."""
     max_norm: Positive | None = None
     """The longest update, by its Euclidean length over all arrays, that is used; longer ones are quarantined."""
 

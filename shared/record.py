@@ -75,6 +75,7 @@ class Round(_Line):
     round: int  # 0: the initial model, only evaluated
     skipped: str | None = None  # why the model was left as it was
     notes: tuple[str, ...] = ()  # what else the strategy found out of the ordinary: f lowered, a momentum not renewed
+    joined: tuple[Enrolled, ...] = ()  # participants that enrolled before this round, where membership is open
     accepted: tuple[str, ...] = ()
     weights: dict[str, float] = {}  # weight of each accepted update in the new model, where the rule has weights
     quarantined: tuple[Quarantine, ...] = ()

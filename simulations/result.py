@@ -1,19 +1,20 @@
 """What a finished run came to, read from its record: for the command line, for notebooks, as JSON."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from astrofed.server.checkpoint import MODEL, load_arrays
+from astrofed.server.membership import participation
 from astrofed.server.record import NoRun, read_plan, read_record
 from astrofed.server.search.run import read_search
 from astrofed.shared.arrays import from_numpy, load_into
 from astrofed.shared.models.base import build_model
 from astrofed.shared.physics import CONSTRAINTS
 from astrofed.shared.plan import Plan
-from astrofed.shared.record import CentralSpent, Round, Spent
+from astrofed.shared.record import CentralSpent, Round, Spent, Start
 
 NOT_EVALUABLE = "not evaluable"
 _BASELINE, _PHYSICS = "baseline/", "physics/"
@@ -30,6 +31,7 @@ class RunResult:
     run: Path
     plan: Plan
     rounds: tuple[Round, ...]
+    start: Start | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -95,6 +97,7 @@ class RunResult:
             "history": [_history(entry) for entry in self.rounds],
             "privacy": [spent.model_dump() for spent in self.privacy],
             "central_privacy": None if self.central_privacy is None else self.central_privacy.model_dump(),
+            "participation": [asdict(part) for part in participation(self.start, self.rounds)],
             "physics": self.physics,
             "search": None if (found := read_search(self.run)) is None else found.model_dump(mode="json"),
             "model": str(self.model_path),
@@ -114,10 +117,10 @@ def read_result(run: Path) -> RunResult:
         RecordBroken: the record was edited or damaged.
     """
     plan = read_plan(run)
-    _, rounds = read_record(run)
+    start, rounds = read_record(run)
     if not rounds:
         raise NoRun(f"{run} holds a run of which no round is complete; go on with it by --resume")
-    return RunResult(run, plan, tuple(rounds))
+    return RunResult(run, plan, tuple(rounds), start)
 
 
 def _baselines(metrics: dict[str, float], prefix: str) -> dict[str, float]:

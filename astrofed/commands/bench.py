@@ -83,7 +83,7 @@ def modes(
     as_json: Json = False,
     meta: Annotated[bool, typer.Option("--meta", help="Only meta-learning.")] = False,
 ) -> None:
-    """Measure the modes: MAML on sinusoids, few-shot on unseen worlds, one participant beside Lightning."""
+    """Measure the modes: MAML on sinusoids, few-shot on unseen worlds, one participant beside Lightning, search."""
     with only_json(as_json):
         from astrofed.simulations.bench.modes import run_modes_bench
 

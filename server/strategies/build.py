@@ -40,6 +40,8 @@ def build_strategy(plan: Plan) -> Strategy:
     section = plan.strategy
     cls: type[Strategy] = registry.get("strategies", section.name)
     check_central(plan)
+    if section.membership == "open" and plan.central_privacy is not None:
+        raise PlanError("strategy.membership: [central_privacy] counts on fixed participants; remove one of the two")
     if section.buffer is not None:
         _check_buffer(plan, section.buffer)
     if issubclass(cls, PrivateMean):
