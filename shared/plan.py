@@ -216,7 +216,7 @@ class Search(Section):
     """How many are proposed at once; the better part of them is trained further."""
     rungs: tuple[Annotated[int, Field(ge=1)], ...] = ()
     """Rounds after which candidates are compared; by default a quarter, a half and all of the plan's."""
-    keep: Fraction = 0.5
+    keep: Fraction = 0.25
     """The share of a generation that goes on at each rung, the better part."""
     rounds: Annotated[int, Field(ge=1)] | None = None
     """The most rounds of training that all candidates may take together."""

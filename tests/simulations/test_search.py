@@ -19,7 +19,7 @@ def plan(small: dict[str, Any]) -> dict[str, Any]:
     """A search over four candidates on three observatories; a fourth tests the winner."""
     small["participants"][3]["role"] = "evaluate"
     space = {"model.hidden": [[4], [32]], "training.learning_rate": [1e-5, 1e-2]}
-    search = {"space": space, "candidates": 4, "population": 4, "algorithm": "random", "rungs": [1, 2]}
+    search = {"space": space, "candidates": 4, "population": 4, "algorithm": "random", "rungs": [1, 2], "keep": 0.5}
     return small | {"mode": "nas", "rounds": 3, "search": search}
 
 

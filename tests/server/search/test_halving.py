@@ -50,7 +50,9 @@ class Dying(Table):
 
 def _settings(**changes: Any) -> Search:
     given: dict[str, Any] = {"space": {key: list(values) for key, values in SPACE.values.items()}}
-    return Search.model_validate(given | {"candidates": 48, "population": 12, "objectives": ["loss"]} | changes)
+    return Search.model_validate(
+        given | {"candidates": 48, "population": 12, "keep": 0.5, "objectives": ["loss"]} | changes
+    )
 
 
 def _search(folder: Path, trainer: Table, seed: int = 1, **changes: Any) -> Any:
