@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from astrofed.simulations.bench.aggregation_result import AggregationResult
     from astrofed.simulations.bench.model_result import ModelResult
     from astrofed.simulations.bench.multimodal_result import MultimodalResult
+    from astrofed.simulations.bench.privacy_result import PrivacyResult
     from astrofed.simulations.bench.robustness_table import RobustnessResult
+    from astrofed.simulations.bench.utility import UtilityResult
 
 app = typer.Typer(help="Measure astrofed against named peers on this machine.", no_args_is_help=True)
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer repeats and sizes; a minute or two.")]
@@ -65,12 +67,24 @@ def aggregation(
 
 
 @app.command(epilog="Example: astrofed bench privacy --quick --json")
-def privacy(quick: Quick = False, as_json: Json = False) -> None:
+def privacy(
+    quick: Quick = False,
+    as_json: Json = False,
+    utility: Annotated[
+        bool, typer.Option("--utility", help="Measure accuracy instead: federated by us, centralised by Opacus.")
+    ] = False,
+) -> None:
     """Time a step of private training against plain SGD and Opacus, and compare epsilon with other accountants."""
+    result: UtilityResult | PrivacyResult
     with only_json(as_json):
-        from astrofed.simulations.bench.privacy import run_privacy_bench
+        if utility:
+            from astrofed.simulations.bench.utility import run_utility_bench
 
-        result = run_privacy_bench(quick=quick)
+            result = run_utility_bench(quick=quick)
+        else:
+            from astrofed.simulations.bench.privacy import run_privacy_bench
+
+            result = run_privacy_bench(quick=quick)
     if as_json:
         print_json(result.to_dict())
     else:

@@ -36,7 +36,7 @@ class Protection:
             lifetime=lifetime(site),
             besides=besides(plan, site),
         )
-        self._clipping: Flat | None = None  # an adaptive norm goes on from round to round while the process lives
+        self._clipping: Flat | None = None  # an adaptive norm goes on from round to round
         self._outlook: str | None = None
 
     def outlook(self) -> str:
@@ -65,7 +65,9 @@ class Protection:
         check_private(model, plan.training)  # before anything is reserved
         if self._clipping is None:
             self._clipping = make_clipping(self._privacy, model)
-        with self._account.round(instruction.round) as event:
+            if self._privacy.clipping == "adaptive":  # a process that goes on with a run takes over the norm
+                self._clipping.norm = self._account.clipping_norm() or self._clipping.norm
+        with self._account.round(instruction.round, self._clipping.norm) as event:
             mechanism = Mechanism(event, self._clipping)
             train_privately(model, units, plan.training, instruction, plan.rounds, mechanism)
         return {"epsilon": self._account.epsilon(), "delta": self._privacy.delta}

@@ -145,10 +145,11 @@ class Account:
         )
 
     @contextmanager
-    def round(self, number: int) -> Iterator[Event]:
+    def round(self, number: int, clipping_norm: float | None = None) -> Iterator[Event]:
         """Reserve a round's steps, give what they have to be, and settle them unless the block raises.
 
-        The noise is found at the run's first round here, for all rounds to come, and kept as long as rounds go on.
+        `clipping_norm` is what the round begins with, by default the plan's. The noise is found at the run's first
+        round here, for all rounds to come, and kept as long as rounds go on.
 
         Raises:
             BudgetSpent, BudgetUnreachable: it doesn't fit into the budget; nothing is reserved.
@@ -165,13 +166,18 @@ class Account:
             dataset=self._dataset,
             unit=self._unit,
             units=self._units,
-            clipping_norm=self._privacy.clipping_norm,
+            clipping_norm=self._privacy.clipping_norm if clipping_norm is None else clipping_norm,
             event=Event(noise, self._rate, self._steps),
         )
         reservation = self._ledger.reserve(expense, self._budget.epsilon, self._budget.delta)
         self._last = number, noise
         yield expense.event
         self._ledger.settle(reservation, expense, self._steps)
+
+    def clipping_norm(self) -> float | None:
+        """Return the norm with which this run's last round began, by the ledger; None before its first."""
+        rows = [row for row in self._ledger.book().spending(self._dataset) if row.run == self._plan.name]
+        return rows[-1].clipping_norm if rows else None
 
     def epsilon(self) -> float:
         """Return epsilon of all that was ever spent on the dataset."""

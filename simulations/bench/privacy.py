@@ -28,7 +28,8 @@ from astrofed.simulations.bench.result import Target, this_machine
 from astrofed.simulations.bench.turns import Call, alternate, ratio
 
 DELTA = 1e-5
-TURN_S = 0.15  # about this long are a turn's steps
+TURN_S = 0.15  # about this long are a turn's steps of plain SGD
+PATIENCE_S = 3.0  # a way that has taken this long takes no more turns
 QUIETEST = 1e-9  # a noise multiplier that shows nowhere in float32
 MEMORY = 1.5
 HISTORIES: Mapping[str, tuple[Event, ...]] = {
@@ -44,7 +45,7 @@ HISTORIES: Mapping[str, tuple[Event, ...]] = {
 
 def run_privacy_bench(quick: bool) -> PrivacyResult:
     """Measure; `quick` takes fewer turns."""
-    machine, turns = this_machine(), 5 if quick else 15
+    machine, turns = this_machine(), 3 if quick else 9
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -78,7 +79,7 @@ def step_rows(work: Work, turns: int, turn_s: float = TURN_S) -> list[StepRow]:
     alternate(once, 1, 0.0, peaks)
     count = max(1, round(turn_s / statistics.median(alternate({PLAIN: once[PLAIN]}, 3, 9.0)[PLAIN])))
     calls = {name: Call(lambda _, take=steps: take(count)) for name, (steps, _) in found.items()}  # type: ignore[misc]
-    times = alternate(calls, turns, 120.0)
+    times = alternate(calls, turns, PATIENCE_S)
     model = fresh(work)
     common: dict[str, Any] = {
         "model": work.name,

@@ -116,3 +116,17 @@ def test_two_runs_and_a_search_of_ten_candidates_compose_and_a_fourth_run_is_ref
     with pytest.raises(BudgetSpent, match=rf"budget is {budget:g}, spent are {budget:.4g}, left 0\."):
         Ledger(tmp_path).reserve(fourth, budget, DELTA)
     assert len(Ledger(tmp_path).events(DATASET)) == 12
+
+
+def test_an_adaptive_norm_outlives_the_process_in_the_ledger(tmp_path: Path) -> None:
+    given = plan(privacy=GIVEN)
+    first = account(tmp_path, given)
+    assert first.clipping_norm() is None
+    for number, norm in ((1, 1.0), (2, 0.7)):
+        with first.round(number, norm):
+            pass
+    assert account(tmp_path, given).clipping_norm() == 0.7
+    assert account(tmp_path, plan("another", GIVEN)).clipping_norm() is None
+    with account(tmp_path, given).round(3):
+        pass
+    assert account(tmp_path, given).clipping_norm() == GIVEN.clipping_norm
