@@ -96,6 +96,7 @@ class Deployed:
 @contextmanager
 def deployed(folder: Path) -> Iterator[Deployed]:
     """Set a deployment up below a folder, and take it down again."""
+    folder.mkdir(parents=True, exist_ok=True)
     server = folder / "server"
     settings = {"name": "bench", "host": "127.0.0.1", "listen": "127.0.0.1"}
     list(make_server(server, {**settings, "port": free_port(), "admin_port": free_port()}))
