@@ -132,3 +132,16 @@ def model(
         print_json(result.to_dict())
     else:
         console().print(result.table())
+
+
+@app.command("round", epilog="Example: astrofed bench round --quick --json")
+def deployed_round(quick: Quick = False, as_json: Json = False) -> None:
+    """Time a round of a server and four sites over TLS against Flower's own deployment and the bytes alone."""
+    with only_json(as_json):
+        from astrofed.simulations.bench.round import run_round_bench
+
+        result = run_round_bench(quick=quick)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        console().print(result.table())

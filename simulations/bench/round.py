@@ -1,4 +1,4 @@
-"""`astrofed bench round`: what a round costs between machines that don't trust each other, and what it must cost at least.
+"""`astrofed bench round`: a round between machines that don't trust each other, beside Flower's own and the bytes.
 
 Four sites that do nothing but add a number to every weight, so that all is overhead: our deployment, Flower's own, and
 the same bytes through the same TLS stack. All on loopback and with real processes, one after the other for each size.
@@ -74,7 +74,16 @@ class RoundResult:
         )
         machine = f"{self.machine.cores} cores, load {self.machine.load:g}"
         table = Table(title=f"A round of {SITES} sites over TLS, all overhead ({machine})", caption=caption)
-        for name in ("parameters", "runtime", "s / round", "fastest", "rounds", "/ bytes", "faster than Flower", "note"):
+        for name in (
+            "parameters",
+            "runtime",
+            "s / round",
+            "fastest",
+            "rounds",
+            "/ bytes",
+            "faster than Flower",
+            "note",
+        ):
             table.add_column(name, justify="left" if name in ("runtime", "note") else "right")
         for row in self.rows:
             numbers = (row.ratio_to_bytes, row.ratio_to_stock)
@@ -117,9 +126,7 @@ def _stock(folder: Path, files: tuple[Path, Path, Path], parameters: int, rounds
         return [], str(error)
 
 
-def _rows(
-    parameters: int, mine: list[float], least: list[float], theirs: list[float], note: str
-) -> list[RoundRow]:
+def _rows(parameters: int, mine: list[float], least: list[float], theirs: list[float], note: str) -> list[RoundRow]:
     middle: Callable[[list[float]], float | None] = lambda times: statistics.median(times) if times else None  # noqa: E731
     seconds, bare, flower = statistics.median(mine), statistics.median(least), middle(theirs)
     targets = []
