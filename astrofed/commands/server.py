@@ -25,19 +25,26 @@ def _group() -> None:
 
 @app.command(epilog='Example: astrofed server init --host fl.example.org --name "Origins network"')
 def init(
-    host: Annotated[str, typer.Option("--host", help="Name or address by which sites reach this server.")],
-    name: Annotated[str, typer.Option("--name", help="The coordinator's name, for people.")] = "coordinator",
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="The port that sites reach.")] = 8443,
-    listen: Annotated[str, typer.Option("--listen", help="The address of this machine to listen on.")] = "0.0.0.0",
+    host: Annotated[
+        str | None, typer.Option("--host", help="Name or address by which sites reach it; needed the first time.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="The coordinator's name, for people.")] = None,
+    port: Annotated[int | None, typer.Option("--port", help="The port that sites reach: 8443 if not given.")] = None,
+    listen: Annotated[
+        str | None, typer.Option("--listen", help="The address of this machine to listen on: all if not given.")
+    ] = None,
     admin_port: Annotated[
-        int, typer.Option("--admin-port", min=1, max=65535, help="Health and metrics, on loopback.")
-    ] = 8444,
+        int | None, typer.Option("--admin-port", help="Health and metrics, on loopback: 8444 if not given.")
+    ] = None,
     also: Annotated[
         list[str] | None, typer.Option("--also", metavar="NAME", help="A further name or address for the certificate.")
     ] = None,
     home: Home = HERE,
 ) -> None:
-    """Make the server's folder: an authority of its own, a certificate, the key that signs plans, server.toml."""
+    """Make the server's folder: an authority of its own, a certificate, the key that signs plans, server.toml.
+
+    Run again, it changes what is given and leaves all else as it is.
+    """
     from astrofed.server.service.setup import make_server
 
     say = _say()

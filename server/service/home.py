@@ -40,7 +40,7 @@ class ServerSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: Literal[1] = 1
-    name: Text
+    name: Text = "coordinator"
     """The coordinator's name, for people."""
     host: Host
     """The name or address by which sites reach the gateway; it stands in the certificate and in welcomes."""
