@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from astrofed.client.admission import admit, check_request
+from astrofed.client.customer import CustomerTask
 from astrofed.client.egress import Cleared, Gate
 from astrofed.client.meta.task import MetaTask
 from astrofed.client.refusing import UnknownRequest, Withheld, reason
@@ -80,7 +81,10 @@ def open_task(plan: Plan, site: Site) -> Task:
     if plan.privacy is not None and not cls.supports_privacy:
         raise PlanError(f"task {plan.task.name!r} can't train with differential privacy; this site refuses the plan")
     options = check_options(cls.Options, plan.task, "task")
-    return MetaTask(cls, plan, options, site) if plan.mode == "meta" else cls(plan, options, site)
+    if plan.mode == "meta":
+        return MetaTask(cls, plan, options, site)
+    own = plan.customer_site is not None and plan.customer_site == site.name
+    return CustomerTask(cls, plan, options, site) if own else cls(plan, options, site)
 
 
 def build_client_app(open_site: OpenSite) -> ClientApp:

@@ -20,6 +20,7 @@ class SiteRow:
     units: str
     loss: float | None
     unadapted: float | None  # the shared model's loss there, where `loss` is that of the site's own adapted one
+    own: float | None  # a customer's own model's loss there, where `loss` is the shared one's
     baseline: float | None  # headline loss of the baseline that the table names
     used: int  # rounds in which its update entered the model
     attack: str
@@ -52,6 +53,7 @@ def sites(run: Run) -> Sites:
                 units=f"{count(site.num_units)} ({site.unit})" if site else "",
                 loss=last.get(participant.name, {}).get("loss"),
                 unadapted=last.get(participant.name, {}).get("unadapted/loss"),
+                own=last.get(participant.name, {}).get("adapted/loss"),
                 baseline=first.get(participant.name, {}).get(f"baseline/{baseline}/loss"),
                 used=sum(participant.name in used(entry) for entry in run.trained),
                 attack=participant.attack.name if participant.attack else "",

@@ -193,6 +193,8 @@ class Meta(Section):
     inner_rate: Positive = 0.01
     inner_steps: Annotated[int, Field(ge=1, le=1000)] = 1
     """Steps of gradient descent at `inner_rate` from the initial weights to a task's own."""
+    inner_clip: Positive | None = None
+    """The longest gradient of one such step, by its Euclidean length; odd tasks can make steps diverge without it."""
     adaptation_steps: Annotated[int, Field(ge=1, le=10_000)] | None = None
     """The same where models are evaluated and kept; by default as many as in training."""
     head: tuple[Annotated[str, Field(min_length=1)], ...] = ()
@@ -201,6 +203,17 @@ class Meta(Section):
     def steps(self, rounds: int, batch_size: int) -> int:
         """Return how many steps of `batch_size` episodes a participant takes in a round, rounded up."""
         return -(-self.episodes // (rounds * batch_size))
+
+
+class Customer(Section):
+    """For mode 'customer': which site is the customer's, and how it gets a model of its own from the shared one."""
+
+    site: Name | None = None
+    """A training participant; by default the last one."""
+    epochs: Annotated[int, Field(ge=1)] = 5
+    """Passes over its own training data from the shared model to its own, which never leaves it."""
+    learning_rate: Positive | None = None
+    """By default that of the plan's training."""
 
 
 class Search(Section):
@@ -285,7 +298,7 @@ class Plan(Section):
     """Everything a run does. Reproducible from this and the data alone."""
 
     name: Name
-    mode: Literal["single", "federated", "multimodal", "meta", "nas"] = "federated"
+    mode: Literal["single", "federated", "multimodal", "meta", "customer", "nas"] = "federated"
     seed: Annotated[int, Field(ge=0)] = 0
     rounds: Annotated[int, Field(ge=1)] = 1
     evaluate_every: Annotated[int, Field(ge=1)] = 1
@@ -295,6 +308,8 @@ class Plan(Section):
     training: Training = Training()
     meta: Meta | None = None
     """Only mode 'meta' looks at it; there an absent section is one of defaults."""
+    customer: Customer | None = None
+    """Only mode 'customer' looks at it; there an absent section is one of defaults."""
     physics: Physics = Physics()
     privacy: Privacy | None = None
     central_privacy: CentralPrivacy | None = None
@@ -306,7 +321,8 @@ class Plan(Section):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, data: Any) -> Any:
-        return {"meta": {}, **data} if isinstance(data, dict) and data.get("mode") == "meta" else data
+        mode = data.get("mode") if isinstance(data, dict) else None
+        return {mode: {}, **data} if mode in ("meta", "customer") else data
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -323,7 +339,19 @@ class Plan(Section):
                 "use mode = 'federated' or `astrofed train`, which keeps the first"
             )
         self._check_search()
+        if self.mode == "customer" and self.customer_site not in [trainer.name for trainer in trainers]:
+            raise ValueError(
+                f"customer.site: {self.customer_site!r} is no training participant; they are: "
+                f"{', '.join(trainer.name for trainer in trainers)}"
+            )
         return self
+
+    @property
+    def customer_site(self) -> str | None:
+        """The customer's participant in mode 'customer', else None."""
+        if self.mode != "customer" or self.customer is None:
+            return None
+        return self.customer.site or self.trainers[-1].name
 
     def _check_search(self) -> None:
         if (self.mode == "nas") != (self.search is not None):

@@ -87,15 +87,23 @@ def _mode(plan: Plan, task: type[Task], model: Model) -> list[str]:
             f"mode 'multimodal' is for tasks with modalities, such as 'surrogate'; {plan.task.name!r} has none: set "
             "task.name = 'surrogate', or mode = 'federated'"
         )
+    given = {"meta": plan.meta, "customer": plan.customer}
+    unused = [
+        f"[{name}]: not used in mode {plan.mode!r}" for name, section in given.items() if section and name != plan.mode
+    ]
+    if plan.mode == "customer":
+        kept = "stay there: nothing protects the data it was trained on" if plan.privacy is not None else "are told"
+        return [*unused, f"{plan.customer_site} gets a model of its own, which never leaves it; its scores {kept}"]
     meta = plan.meta
     if plan.mode != "meta" or meta is None:
-        return [f"[meta]: not used in mode {plan.mode!r}"] if meta is not None else []
+        return unused
     few_shot = few_shot_of(task, plan)
     adapted_names(model, meta)
     steps = meta.adaptation_steps or meta.inner_steps
     told = [
+        *unused,
         f"{meta.algorithm} over {kind_of(few_shot, plan)}: metrics are of models adapted by {steps} "
-        f"step{'s' * (steps > 1)} to at most {meta.support_shots} samples, on samples that neither saw"
+        f"step{'s' * (steps > 1)} to at most {meta.support_shots} samples, on samples that neither saw",
     ]
     if plan.privacy is not None:
         told.append("adapted models and their scores stay at the sites: nothing protects what they were adapted to")

@@ -5,11 +5,16 @@ from typing import Annotated
 
 import typer
 
+from astrofed.commands.intake import import_data
 from astrofed.commands.output import console, print_json
 from astrofed.commands.run import Json
 
 app = typer.Typer(help="Look at a dataset: a Zarr v3 cube or a Parquet table.", no_args_is_help=True)
 Dataset = Annotated[str, typer.Argument(help="A path, or a shipped dataset such as bundled:worlds/earthlike.")]
+
+app.command(
+    "import", epilog="Example: astrofed data import planets/ --plan configs/customer.toml --out site --yes --train"
+)(import_data)
 
 
 def _path(dataset: str) -> Path:

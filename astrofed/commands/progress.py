@@ -161,7 +161,7 @@ def _main_metrics(metrics: Mapping[str, float]) -> Iterable[str]:
         yield from (
             prefix + key
             for key in own
-            if key in ("loss", "unadapted/loss") or (key.startswith("rmse/") and key.count("/") == 1)
+            if key in ("loss", "unadapted/loss", "adapted/loss") or (key.startswith("rmse/") and key.count("/") == 1)
         )
 
 

@@ -25,6 +25,7 @@ from astrofed.shared.plan import Meta, PlanError
 
 B = TypeVar("B")
 Weights = dict[str, Tensor]
+_TINY = 1e-12
 
 
 def adapted_names(model: nn.Module, meta: Meta) -> list[str]:
@@ -91,7 +92,10 @@ class MetaLoss(Generic[B]):
                 gradients = grad(adapted)(own)
         else:
             gradients = grad(adapted)(own)
-        rate = self._meta.inner_rate
+        rate: float | Tensor = self._meta.inner_rate
+        if self._meta.inner_clip is not None:
+            length = torch.stack([gradient.square().sum() for gradient in gradients.values()]).sum().sqrt()
+            rate = rate * (self._meta.inner_clip / (length + _TINY)).clamp(max=1.0)
         return {**weights, **{name: own[name] - rate * gradients[name] for name in own}}
 
     def _together(self, weights: Weights, episodes: Stacked) -> Tensor:

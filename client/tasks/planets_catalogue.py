@@ -38,7 +38,7 @@ SOLAR_TEFF_K = 5772.0
 SOLAR_LOGG = 4.438  # log10(cm s-2)
 YEAR_DAYS = 365.25636  # sidereal
 LARGEST_FEATURE = 5.0
-_UNITS = {
+UNITS = {
     "pl_orbper": "day",
     "pl_orbsmax": "au",
     "pl_orbeccen": "1",
@@ -50,8 +50,8 @@ _UNITS = {
     "pl_eqt": "K",
     "pl_rade": "R_earth",
 }
-_LINEAR = ("pl_orbeccen", "st_met", "st_logg")  # all others are taken as log10
-_SCALES = {  # centre and width, of the logarithm where one is taken
+LINEAR = ("pl_orbeccen", "st_met", "st_logg")  # all others are taken as log10
+SCALES = {  # centre and width, of the logarithm where one is taken
     "pl_orbper": (1.0, 1.0),
     "pl_orbsmax": (-1.0, 0.7),
     "pl_orbeccen": (0.0, 0.3),
@@ -173,7 +173,7 @@ def kepler_axis(period_days: NDArray[np.float64], mass_msun: NDArray[np.float64]
 
 def _known(table: Table, name: str) -> NDArray[np.float64]:
     """[row]: an input, NaN where it is absent or only a limit."""
-    raw = table.numbers(name, _UNITS[name]) if name in _LINEAR else _positive(table, name)
+    raw = table.numbers(name, UNITS[name]) if name in LINEAR else _positive(table, name)
     values = np.where(_limit(table, name), np.nan, raw)
     if name == "pl_orbsmax":
         by_law = kepler_axis(_known(table, "pl_orbper"), _known(table, "st_mass"))
@@ -182,20 +182,20 @@ def _known(table: Table, name: str) -> NDArray[np.float64]:
 
 
 def _positive(table: Table, name: str) -> NDArray[np.float64]:
-    values = table.numbers(name, _UNITS[name])
+    values = table.numbers(name, UNITS[name])
     wrong = np.flatnonzero((values <= 0) | np.isinf(values))
     if len(wrong):
         raise PlanetUnphysical(
-            f"column {name!r} must hold positive numbers in {_UNITS[name]}; {len(wrong)} rows don't (the first "
+            f"column {name!r} must hold positive numbers in {UNITS[name]}; {len(wrong)} rows don't (the first "
             f"is row {wrong[0] + 1}): leave out what is not known"
         )
     return values
 
 
 def _measured(table: Table, name: str) -> NDArray[np.bool_]:
-    error = table.numbers(f"{name}err1", _UNITS[name])
+    error = table.numbers(f"{name}err1", UNITS[name])
     with np.errstate(invalid="ignore"):
-        return np.isfinite(table.numbers(name, _UNITS[name])) & (error > 0) & ~_limit(table, name)
+        return np.isfinite(table.numbers(name, UNITS[name])) & (error > 0) & ~_limit(table, name)
 
 
 def _limit(table: Table, name: str) -> NDArray[np.bool_]:
@@ -207,8 +207,8 @@ def _features(values: dict[str, NDArray[np.float64]]) -> NDArray[np.float32]:
     """[row, feature]: all inputs on their scales, then for each whether it is missing."""
     columns = []
     for name in INPUTS:
-        centre, width = _SCALES[name]
-        raw = values[name] if name in _LINEAR else np.log10(values[name])
+        centre, width = SCALES[name]
+        raw = values[name] if name in LINEAR else np.log10(values[name])
         columns.append((raw - centre) / width)
     scaled = np.stack(columns, axis=1)
     missing = ~np.isfinite(scaled)

@@ -33,8 +33,8 @@ from astrofed.simulations.sites import open_simulated_site
 from astrofed.simulations.synthetic import EARTH_LIKE, synthetic_world
 
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
-TRAINED, UNSEEN = 12, 12
-STEPS, SAMPLES = 120, 8  # optimiser steps of each site, and samples in each of them
+TRAINED, UNSEEN = 8, 8
+STEPS, SAMPLES = 60, 8  # optimiser steps of each site, and samples in each of them
 ADAPTATION = 5  # steps
 WORK = "unseen synthetic worlds, 5 months shown"
 
@@ -67,7 +67,14 @@ def world_rows(seeds: int, algorithms: Mapping[str, Mapping[str, Any]]) -> list[
 def compare(folder: Path, seed: int, algorithms: Mapping[str, Mapping[str, Any]]) -> dict[str, list[float]]:
     """Return, by name, each unseen world's error: the federated model's, fine-tuned, and meta-learned ones' adapted."""
     participants = _worlds(folder, seed)
-    meta = {"episodes": STEPS, "support_shots": 5, "query_shots": 3, "inner_steps": ADAPTATION, "inner_rate": 0.03}
+    meta = {
+        "episodes": STEPS,
+        "support_shots": 5,
+        "query_shots": 3,
+        "inner_steps": ADAPTATION,
+        "inner_rate": 0.03,
+        "inner_clip": 1.0,
+    }
     federated_plan = _plan(seed, participants, {"mode": "federated"}, meta)
     federated = simulate(federated_plan, out=folder / "federated")
     by_rate = {}
@@ -123,7 +130,7 @@ def _plan(seed: int, participants: list[dict[str, str]], changes: dict[str, Any]
                 "months_in": 3,
                 "held_out_months": 3,
             },
-            "model": {"name": "datacube-net", "base_features": 16, "coarse_features": 16},
+            "model": {"name": "datacube-net", "base_features": 12, "coarse_features": 12},
             "meta": dict(meta),
             "training": {
                 "batch_size": SAMPLES if federated else 1,

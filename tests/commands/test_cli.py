@@ -12,7 +12,8 @@ import pytest
 import tomli_w
 
 COMMANDS = (
-    "", "simulate", "train", "plan", "plan check", "plugins", "data", "data check", "data describe", "data stats",
+    "", "simulate", "train", "plan", "plan check", "plugins", "data", "data check", "data describe",
+    "data import", "data stats",
     "client", "client ledger", "client check", "client policy",
     "bench", "bench engine", "bench aggregation", "bench model", "export", "report", "verify",
 )  # fmt: skip

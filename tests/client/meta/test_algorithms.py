@@ -96,6 +96,15 @@ def test_a_batch_is_the_mean_of_its_episodes_listed_or_stacked(algorithm: str) -
     torch.testing.assert_close(model.w.grad, found)
 
 
+def test_a_long_gradient_is_cut_to_the_longest_that_a_step_may_have() -> None:
+    value, _ = gradient(meta(inner_steps=1, inner_clip=0.5), ONE)
+    support, query, start = ONE.support[0][0], ONE.query[0][0], Point().w.detach()
+    slope = start - support
+    adapted = start - RATE * 0.5 * slope / slope.norm()
+    assert value == pytest.approx(0.5 * float((adapted - query).square().sum()))
+    assert gradient(meta(inner_clip=1e6), ONE)[0] == pytest.approx(gradient(meta(), ONE)[0])
+
+
 def network() -> MLP:
     with torch_seeded(1):
         model = MLP(3, 2, hidden=(8,))
