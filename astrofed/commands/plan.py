@@ -39,6 +39,26 @@ def check(plan: PlanFile, overrides: Set = None, plugin: PluginFile = None, as_j
         screen.print(f"  {line}", markup=False)
 
 
+@app.command(epilog="Example: astrofed plan matrix --out docs/compatibility.md")
+def matrix(
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write Markdown there.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show which combinations of mode, strategy or rule, privacy and engine run, and why the others don't."""
+    import sys
+    from dataclasses import asdict
+
+    from astrofed.shared.files import write_atomically
+    from astrofed.simulations.compatibility_matrix import combinations, matrix_markdown
+
+    if out is not None:
+        write_atomically(out, matrix_markdown().encode())
+    if as_json:
+        print_json({"combinations": [asdict(each) for each in combinations()]})
+    elif out is None:
+        sys.stdout.write(matrix_markdown())
+
+
 def plugins(
     plugin: PluginFile = None,
     kind: Annotated[

@@ -12,7 +12,7 @@ import pytest
 import tomli_w
 
 COMMANDS = (
-    "", "simulate", "train", "plan", "plan check", "plugins", "data", "data check", "data describe",
+    "", "simulate", "train", "plan", "plan check", "plan matrix", "plugins", "data", "data check", "data describe",
     "data import", "data stats",
     "client", "client ledger", "client check", "client policy",
     "bench", "bench engine", "bench aggregation", "bench model", "export", "report", "verify",
