@@ -53,7 +53,7 @@ def _prepare(home: Path) -> Callable[[bytes], tuple[str, list[bytes]]]:
     import torch  # noqa: F401 - imported while nobody waits for it
 
     from astrofed.client.app import build_client_app
-    from astrofed.client.service.messages import open_question, seal_reply, was_packed
+    from astrofed.client.service.messages import open_question, seal_reply
 
     site = Home.open(home)
     site.load_plugins()
@@ -62,9 +62,8 @@ def _prepare(home: Path) -> Callable[[bytes], tuple[str, list[bytes]]]:
     def answer(data: bytes) -> tuple[str, list[bytes]]:
         try:
             question = Sealed.from_bytes(data[8:])
-            message, context = open_question(question, int.from_bytes(data[:8]))
-            reply = app(message, context)
-            return "R", seal_reply(reply, packed=was_packed(question)).pieces()
+            message, context, packed = open_question(question, int.from_bytes(data[:8]))
+            return "R", seal_reply(app(message, context), packed=packed).pieces()
         except Exception as error:  # noqa: BLE001 - an error becomes an error reply, made by the node
             _write_trace(error)
             return "E", [_told("the site could not answer", error).encode()]

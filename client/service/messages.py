@@ -168,22 +168,18 @@ def settings(sealed: Sealed) -> ConfigRecord:
         raise
 
 
-def open_question(sealed: Sealed, node: int) -> tuple[Message, Context]:
-    """Return a question as the client app wants it.
+def open_question(sealed: Sealed, node: int) -> tuple[Message, Context, bool]:
+    """Return a question as the client app wants it, and whether it came packed, so that its reply may be.
 
     Raises:
         Unreadable, MalformedPack: it can't be read.
     """
     message = message_from_proto(MessageProto.FromString(sealed.envelope))
     content = content_of(sealed)
-    message.content = packing.unpack(content) if packing.is_packed(content) else content
+    packed = packing.is_packed(content)
+    message.content = packing.unpack(content) if packed else content
     context = Context(run_id=message.metadata.run_id, node_id=node, node_config={}, state=RecordDict(), run_config={})
-    return message, context
-
-
-def was_packed(sealed: Sealed) -> bool:
-    """Whether a question came packed, so that its reply may be."""
-    return packing.is_packed(content_of(sealed))
+    return message, context, packed
 
 
 def seal_reply(reply: Message, *, packed: bool) -> Sealed:

@@ -48,6 +48,9 @@ def serve(folder: Path, show: Callable[[str], None] | None = None) -> None:
         try:
             with _signals(node):
                 node.run()
+        except Exception as error:
+            diary.warn(f"the node failed: {type(error).__name__}; start it again to go on")
+            raise
         finally:
             counts = node.counts
             diary.say(

@@ -4,6 +4,7 @@ Four sites that do nothing but add a number to every weight, so that all is over
 the same bytes through the same TLS stack. All on loopback and with real processes, one after the other for each size.
 """
 
+import logging
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -94,6 +95,7 @@ class RoundResult:
 
 def run_round_bench(*, quick: bool = False) -> RoundResult:
     """Measure; it takes about five minutes, with `quick` about two."""
+    logging.getLogger("flwr").setLevel(logging.ERROR)  # a line for each round would hide the table
     registry.load_plugin_file(TRIVIAL)
     machine, rows = this_machine(), []
     threads = torch.get_num_threads()
