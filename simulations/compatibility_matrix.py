@@ -92,6 +92,8 @@ def plan_for(mode: str, strategy: Mapping[str, Any], privacy: Privacy, engine: s
         plan["meta"] = {"tasks": "stars"}
     if mode == "nas":
         plan["search"] = {"space": {"model.hidden": [[8], [16]]}, "candidates": 2, "population": 2}
+    if mode == "evolution":
+        plan["evolution"] = {"keys": {"training.learning_rate": {"low": 1e-4, "high": 1e-2}}}
     if privacy == "at the site":
         plan["privacy"] = _SITE
     if privacy == "at the server":

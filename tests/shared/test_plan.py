@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
@@ -141,6 +141,7 @@ values = st.recursive(
 keys = st.text("abcdefghij_-", min_size=1, max_size=6).filter(lambda key: key not in ("name", "options", "f"))
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # of a busy machine
 @given(options=st.dictionaries(keys, values, max_size=4), seed=st.integers(0, 2**63))
 def test_a_plan_travels_unchanged(options: dict[str, Any], seed: int) -> None:
     """JSON as on the wire, and plain data as in TOML, give back the same plan, whatever a plug-in's options hold."""
