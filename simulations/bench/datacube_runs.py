@@ -14,7 +14,9 @@ from torch import nn
 
 from astrofed.client.task import TrainInstruction
 from astrofed.client.tasks.datacube import DatacubeEmulation
+from astrofed.client.tasks.datacube_baselines import climatology
 from astrofed.client.tasks.datacube_rollout import RollOut
+from astrofed.client.tasks.datacube_scores import Scores
 from astrofed.server.screening import pool_statistics
 from astrofed.shared.models.base import build_model
 from astrofed.shared.models.datacube_layout import DatacubeLayout
@@ -116,10 +118,23 @@ def network(variant: str, plan: Plan) -> nn.Module:
 
 
 def baselines(epochs: int) -> dict[str, float]:
-    """Return the baselines' errors: on held-out months of the trained worlds, and on the unseen worlds ("unseen/…")."""
+    """Return the baselines' errors: on held-out months of the trained worlds, and on the unseen worlds ("unseen/…").
+
+    An unseen world's climatology is the mean of its own other epochs, which no network sees anything of.
+    """
     worlds = Worlds(plan_of(0, epochs, physics=False))
     model = build_model(worlds.plan)
-    own = worlds.scores(model, TRAINED, baselines=True)
-    aside = worlds.scores(model, UNSEEN, baselines=True)
-    return {f"{prefix}{key}": value for prefix, found in (("", own), ("unseen/", aside)) for key, value in found.items()
-            if key.startswith("baseline/")}  # fmt: skip
+    found: dict[str, float] = {}
+    for prefix, names in (("", TRAINED), ("unseen/", UNSEEN)):
+        scores = worlds.scores(model, names, baselines=True)
+        found |= {f"{prefix}{key}": value for key, value in scores.items() if key.startswith("baseline/")}
+    own = [_climatology(worlds.tasks[name], worlds.statistics) for name in UNSEEN]
+    return found | {"unseen/baseline/climatology/loss": float(np.mean(own))}
+
+
+def _climatology(task: DatacubeEmulation, statistics: Mapping[str, NDArray[np.float64]]) -> float:
+    world = task.world
+    scores = Scores(world.layout.variables, world.area, task.scales(statistics))
+    for sample in task.evaluation_samples():
+        scores.add(climatology(world, sample), world.targets(sample), sample.scored)
+    return scores.headline()

@@ -19,6 +19,7 @@ from astrofed.simulations.bench.unet import count, unet_like
 ROLLOUT = RollOut((0.7,) * 8, (1.0,) * 8, (1e-4,) * 12, (0.05,) * 12, True, 310.0, 170.0)
 KNOWN = {
     "baseline/persistence/loss": 1.0, "baseline/climatology/loss": 1.5, "unseen/baseline/persistence/loss": 1.0,
+    "unseen/baseline/climatology/loss": 1.5,
     "unseen/baseline/data/physics/dry-mass/compliance": 0.9,
 }  # fmt: skip
 
@@ -73,6 +74,8 @@ def test_targets_are_met_where_they_should_be_and_only_there() -> None:
     assert [t.met for t in model.compliance(fits(OURS, (0.6,), 0.8), plain, KNOWN).targets] == [False]
     variants = {OURS: ours, PLAIN: plain, PEER: fits(PEER, (0.8, 0.801, 0.803))}
     assert [t.met for t in model.skill(variants, KNOWN, 1e-3).targets] == [True, True, True]
+    beaten = KNOWN | {"unseen/baseline/climatology/loss": 0.6}
+    assert [t.met for t in model.skill(variants, beaten, 1e-3).targets] == [True, True, False]
     close = variants | {PEER: fits(PEER, (0.60, 0.603, 0.606))}
     assert [t.met for t in model.skill(close, KNOWN, 1e-3).targets] == [False, True, True]
     assert [t.met for t in model.rolled(ours).targets] == [True] * 4
