@@ -5,18 +5,35 @@ from pathlib import Path
 
 import tomli_w
 
-from astrofed.client.intake.quality import Quality
+from astrofed.client.intake.quality import FederationScales, Quality
 from astrofed.client.intake.site import Intake, Wishes
 from astrofed.client.meta.keeping import SCORES
 from astrofed.client.policy import POLICY_FILE
 from astrofed.client.policy_words import in_words
+from astrofed.client.tasks.datacube_scales import FIELD, MEAN
+from astrofed.server.app import STATISTICS
+from astrofed.server.checkpoint import load_arrays
+from astrofed.server.record import read_plan
 from astrofed.shared.files import write_atomically
+from astrofed.shared.models.datacube_layout import DatacubeLayout
 from astrofed.shared.plan import Plan, PlanError, load_plan
 from astrofed.simulations.result import RunResult
 from astrofed.simulations.sites import HOMES, folder_name
 
 PLAN_FILE, REPORT_FILE = "plan.toml", "intake.md"
 CLIPPING_NORM = 5.0
+
+
+def federation_scales(run: Path) -> FederationScales:
+    """Return the scales that the worlds of a run were pooled to.
+
+    Raises:
+        NoRun: there is no run.
+        PlanError: its task has no worlds.
+    """
+    plan = read_plan(run)
+    arrays = load_arrays(run / STATISTICS)
+    return FederationScales(DatacubeLayout.of_plan(plan).variables, arrays[MEAN], arrays[FIELD])
 
 
 def customer_plan(base: Plan, intake: Intake, name: str, wishes: Wishes) -> Plan:

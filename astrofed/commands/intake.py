@@ -28,6 +28,9 @@ def import_data(
         float | None, typer.Option("--epsilon", min=1e-6, help="Privacy budget for ever; without it none is asked for.")
     ] = None,
     delta: Annotated[float, typer.Option("--delta", min=1e-12, max=0.5, help="Delta of the same budget.")] = 1e-5,
+    reference: Annotated[
+        Path | None, typer.Option("--reference", metavar="RUN", help="A run of the federation to compare a cube with.")
+    ] = None,
     train: Annotated[bool, typer.Option("--train", help="Train at once by the plan.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -42,9 +45,10 @@ def import_data(
     base = load_plan(plan) if plan is not None else None
     with only_json(as_json), screen.status("importing …"):
         from astrofed.client.intake.site import take_in
-        from astrofed.simulations.intake import customer_plan, write_intake_report, write_plan
+        from astrofed.simulations.intake import customer_plan, federation_scales, write_intake_report, write_plan
 
-        intake = take_in(source, out, wishes)
+        federation = federation_scales(reference) if reference is not None else None
+        intake = take_in(source, out, wishes, federation)
         joined = customer_plan(base, intake, name, wishes) if base is not None else None
         if joined is not None:
             write_plan(joined, out)

@@ -8,6 +8,7 @@ inputs that are spread as the federation's are; "drift" is the distance of the m
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from astrofed.client.data.check import check_dataset
 from astrofed.client.data.cube import Cube
@@ -15,6 +16,7 @@ from astrofed.client.data.table import Table
 from astrofed.client.intake.contract import Contract
 from astrofed.client.intake.finding import Source
 from astrofed.client.intake.vocabulary import NUMBERS, PLAUSIBLE, unit_of
+from astrofed.client.tasks.datacube_scales import area_weights, learned_fields
 from astrofed.client.tasks.planets_catalogue import LINEAR, SCALES
 
 DRIFTED = 1.0  # federation's widths
@@ -47,7 +49,16 @@ def table_quality(table: Table, contract: Contract) -> Quality:
     return Quality((_complete(table), _plausible(table), _distinct(table), _declared(contract), _alike(table)))
 
 
-def cube_quality(cube: Cube, source: Source) -> Quality:
+@dataclass(frozen=True)
+class FederationScales:
+    """What a federation's worlds look like on average, in learned units; pooled from its sites' statistics."""
+
+    variables: tuple[str, ...]
+    mean: NDArray[np.float64]  # [variable, lev]
+    field: NDArray[np.float64]  # [variable, lev], standard deviation over a world
+
+
+def cube_quality(cube: Cube, source: Source, federation: FederationScales | None) -> Quality:
     """Score a climate cube; what a cube can't have missing was checked when it was read."""
     warnings = [problem for problem in check_dataset(source.paths[0]).problems if problem.severity == "warning"]
     odd = {problem.subject for problem in warnings if problem.mistake == "odd values"}
@@ -64,9 +75,27 @@ def cube_quality(cube: Cube, source: Source) -> Quality:
                 (f"{repeated} months repeat another one's temperatures",) if repeated else (),
             ),
             Part("declared", 1 - len(undeclared) / 3, tuple(undeclared)),
-            Part("alike", None, ("not evaluable: no statistics of the federation's worlds are public",)),
+            _alike_worlds(cube, federation),
         )
     )
+
+
+def _alike_worlds(cube: Cube, federation: FederationScales | None) -> Part:
+    if federation is None:
+        return Part("alike", None, ("not evaluable: give a run of the federation by --reference",))
+    there = [name for name in federation.variables if name in cube.fields]
+    if not there or federation.mean.shape[1] != len(cube.lev):
+        return Part("alike", None, ("not evaluable: other levels or variables than the federation's",))
+    fields = learned_fields(cube, there).astype(np.float64)
+    own = (fields * area_weights(cube.lat_deg)[:, None]).mean(axis=(1, 2, 4, 5))
+    rows = [federation.variables.index(name) for name in there]
+    drifts = (np.abs(own - federation.mean[rows]) / federation.field[rows]).mean(axis=1)
+    found = [
+        f"{name}: its mean lies {drift:.1f} widths from the federation's"
+        for name, drift in zip(there, drifts, strict=True)
+        if drift > DRIFTED
+    ]
+    return Part("alike", 1 - len(found) / len(there), tuple(found))
 
 
 def _complete(table: Table) -> Part:

@@ -19,7 +19,7 @@ from astrofed.client.intake.contract import (
     write_contract,
 )
 from astrofed.client.intake.finding import find_source
-from astrofed.client.intake.quality import Quality, cube_quality, table_quality
+from astrofed.client.intake.quality import FederationScales, Quality, cube_quality, table_quality
 from astrofed.client.policy import POLICY_FILE, Policy
 from astrofed.shared.errors import UserMistake
 from astrofed.shared.files import write_atomically
@@ -58,8 +58,10 @@ class Intake:
     policy: Policy
 
 
-def take_in(source: Path, folder: Path, wishes: Wishes) -> Intake:
+def take_in(source: Path, folder: Path, wishes: Wishes, federation: FederationScales | None = None) -> Intake:
     """Import a customer's data into a new site's folder.
+
+    `federation`: what a cube is compared with; planets are compared with the fixed scales of their task.
 
     Raises:
         SiteExists: there is a dataset in `folder`.
@@ -75,7 +77,7 @@ def take_in(source: Path, folder: Path, wishes: Wishes) -> Intake:
         folder.mkdir(parents=True, exist_ok=True)
         write_cube(cube, data)
         unit = cube.attributes.get("privacy_unit", "world")
-        return _finished(folder, data, cube, None, cube_quality(cube, found), unit, 1, 1, wishes)
+        return _finished(folder, data, cube, None, cube_quality(cube, found, federation), unit, 1, 1, wishes)
     rows = read_source(found.paths)
     contract = _contract(folder, source, rows, wishes)
     table = apply_contract(rows, contract, str(source))

@@ -22,6 +22,7 @@ from astrofed.client.intake.contract import (
     write_contract,
 )
 from astrofed.client.intake.finding import NothingToImport, SeveralDatasets, find_source
+from astrofed.client.intake.quality import FederationScales
 from astrofed.client.intake.site import SiteExists, Wishes, take_in
 from astrofed.client.intake.vocabulary import meaning
 from astrofed.client.policy import POLICY_FILE, Policy
@@ -173,3 +174,21 @@ def test_mistakes_name_column_value_and_mend(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text('privacy_unit = "planet"\nprivacy_kay = "pl_name"\n')
     with pytest.raises(BadContract, match="did you mean 'privacy_key'"):
         read_contract(tmp_path / "c.toml")
+
+
+def test_a_world_is_compared_with_the_federations(tmp_path: Path) -> None:
+    cube = synthetic_world(1, lev=3, lat=8, lon=8)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_cube(cube, folder / "world.zarr")
+    ta = cube.fields["ta"].astype(np.float64)
+    weights = np.cos(np.deg2rad(cube.lat_deg))[:, None]
+    mean = (ta * weights).mean(axis=(0, 1, 3, 4))[None] / weights.mean()
+    for distance, share in ((0.5, 1.0), (3.0, 0.0)):
+        federation = FederationScales(("ta",), mean - 10 * distance, np.full_like(mean, 10.0))
+        intake = take_in(folder, tmp_path / f"site {distance}", Wishes(), federation)
+        part = intake.quality.parts[-1]
+        assert (part.name, part.share) == ("alike", share)
+    assert part.findings == ("ta: its mean lies 3.0 widths from the federation's",)
+    other = FederationScales(("ta",), np.zeros((1, 7)), np.ones((1, 7)))
+    assert take_in(folder, tmp_path / "other", Wishes(), other).quality.parts[-1].share is None
