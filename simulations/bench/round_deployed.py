@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -61,8 +61,8 @@ class Timer:
 class Deployed:
     """A server and its sites that are up; `rounds` runs a plan on them."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._home = folder, open_home(folder / "server")
+    def __init__(self, folder: Path, processes: Sequence[subprocess.Popen[bytes]]) -> None:
+        self._folder, self._home, self._processes = folder, open_home(folder / "server"), processes
 
     def rounds(self, parameters: int, rounds: int) -> list[float]:
         """Return the seconds of each round but the first two (the model's evaluation, and the warming up)."""
@@ -84,8 +84,8 @@ class Deployed:
         try:
             deadline = time.monotonic() + PATIENCE_S
             while len(grid.online()) < SITES:
-                if time.monotonic() > deadline:
-                    raise RuntimeError(f"the benchmark's sites did not come within {PATIENCE_S:g} s")
+                if time.monotonic() > deadline or any(each.poll() is not None for each in self._processes):
+                    raise RuntimeError(f"the benchmark's sites did not come within {PATIENCE_S:g} s, or were ended")
                 time.sleep(0.1)
             run_federation(grid, Settings(plan, self._folder / plan.name, resume=False, quorum=SITES), timer)
         finally:
@@ -105,7 +105,7 @@ def deployed(folder: Path) -> Iterator[Deployed]:
     try:
         _wait_for(folder / "server.out", READY, processes[0])
         processes += [_start(folder, home.name, "client", "start", str(home)) for home in homes]
-        yield Deployed(folder)
+        yield Deployed(folder, processes)
     finally:
         for process in reversed(processes):
             process.terminate()
