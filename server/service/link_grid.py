@@ -6,7 +6,7 @@ What a node says of itself within a reply counts for nothing: who replied to wha
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +82,13 @@ class LinkGrid(Grid):
         socket: the link's.
         run: the run's name.
         sites: by site's name, the fingerprint of its node's key.
-        signed: the entries of a "config" record that carry the signed plan.
+        sign: returns the entries of a "config" record that carry a plan, signed.
     """
 
-    def __init__(self, socket: Path, run: str, sites: Mapping[str, str], signed: Mapping[str, Any]) -> None:
-        self._link, self._name, self._signed = LinkClient(socket), run, dict(signed)
+    def __init__(
+        self, socket: Path, run: str, sites: Mapping[str, str], sign: Callable[[str], Mapping[str, Any]]
+    ) -> None:
+        self._link, self._name, self._sign = LinkClient(socket), run, sign
         known = self._link.ask_json("/run/nodes")
         self.nodes = {name: int(known[digest][0]) for name, digest in sites.items() if digest in known}
         self._sites, self._names = dict(sites), {node: name for name, node in self.nodes.items()}
@@ -201,7 +203,7 @@ class LinkGrid(Grid):
     def _signed_content(self, content: RecordDict) -> RecordDict:
         config = content["config"] if "config" in content else ConfigRecord()
         assert isinstance(config, ConfigRecord)
-        signed = ConfigRecord({**config, **self._signed})
+        signed = ConfigRecord({**config, **self._sign(str(config["plan"]))})
         return records.content({**content, "config": signed})
 
     def _pull(self, questions: list[str], wait: float) -> list[Message]:

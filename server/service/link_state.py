@@ -260,7 +260,8 @@ class LinkState:
         before = datetime.fromtimestamp(time.time() - age_s, UTC).isoformat()
         rows = self._state.query(
             "SELECT message_id FROM message_ins "
-            "WHERE dst_node_id = :node AND delivered_at <> '' AND delivered_at <= :before",
+            "WHERE dst_node_id = :node AND delivered_at <> '' AND delivered_at <= :before "
+            "AND NOT EXISTS (SELECT 1 FROM message_res WHERE reply_to_message_id = message_ins.message_id)",
             {"node": uint64_to_int64(node), "before": before},
         )
         for row in rows:

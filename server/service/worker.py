@@ -5,19 +5,22 @@ Killed at any moment, it is started again and goes on from the record. Its exit 
     the supervisor starts it:  python -m astrofed.server.service.worker HOME JOB
 """
 
+import hashlib
 import logging
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from astrofed.server.service.authority import Authority
 from astrofed.server.service.home import ServerHome
-from astrofed.server.service.jobs import STOP, JobFolder
+from astrofed.server.service.jobs import STOP, Job, JobFolder
 from astrofed.server.service.sites import file_name
 from astrofed.shared.errors import AstrofedError, UserMistake
 from astrofed.shared.plan import Plan
 from astrofed.shared.record import Round, Start
+from astrofed.shared.signed_plan import sign_plan
 
 DONE, FAILED, STOPPED = 0, 10, 11
 POLL_S = 0.25
@@ -94,16 +97,30 @@ def _run(home: ServerHome, job: JobFolder) -> None:
         import torch
 
         torch.set_num_threads(home.settings().run_threads or 1)
-    grid = LinkGrid(home.link_socket, given.run, given.sites, given.signed)
+    quorum = plan.strategy.quorum if given.quorum is None and plan.strategy.membership == "open" else given.quorum
+    grid = LinkGrid(home.link_socket, given.run, given.sites, _signer(home, given))
     try:
-        _wait_for_sites(grid.online, plan, given.quorum, given.wait_s, job)
+        _wait_for_sites(grid.online, plan, quorum, given.wait_s, job)
         try:
-            run_federation(grid, Settings(plan, out, resume=True, quorum=given.quorum), Watcher(job))
+            run_federation(grid, Settings(plan, out, resume=True, quorum=quorum), Watcher(job))
         finally:
             if (out / "rounds.jsonl").is_file():
                 write_report(out)
     finally:
         grid.close()
+
+
+def _signer(home: ServerHome, job: Job) -> Callable[[str], Mapping[str, object]]:
+    """Return what signs plans: the one that was submitted is signed; a search makes further ones as it goes on."""
+    signed: dict[str, Mapping[str, object]] = {job.plan: job.signed}
+
+    def sign(plan: str) -> Mapping[str, object]:
+        if plan not in signed:
+            name = f"{job.run[:60]} {hashlib.sha256(plan.encode()).hexdigest()[:12]}"
+            signed[plan] = sign_plan(plan, name, job.issued, job.expires, Authority(home.authority).plan_key)
+        return signed[plan]
+
+    return sign
 
 
 def _wait_for_sites(

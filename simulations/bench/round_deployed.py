@@ -80,7 +80,7 @@ class Deployed:
         now, text = int(time.time()), plan.to_json()
         signed = sign_plan(text, plan.name, now, now + 3600, Authority(self._home.authority).plan_key)
         known = {name: site.fingerprint for name, site in Sites(self._home.sites).all().items()}
-        grid, timer = LinkGrid(self._home.link_socket, plan.name, known, signed), Timer()
+        grid, timer = LinkGrid(self._home.link_socket, plan.name, known, lambda _: signed), Timer()
         try:
             deadline = time.monotonic() + PATIENCE_S
             while len(grid.online()) < SITES:
