@@ -71,7 +71,7 @@ class Deployed:
                 "name": f"round-{parameters}",
                 "rounds": rounds + 1,
                 "evaluate_every": rounds + 1,
-                "task": {"name": "trivial"},
+                "task": {"name": "trivial", "alike": False},
                 "model": {"name": "vector", "parameters": parameters},
                 "strategy": {"name": "FedAvg", "timeout_s": PATIENCE_S},
                 "participants": [{"name": f"site-{each}", "data": "numbers"} for each in range(SITES)],

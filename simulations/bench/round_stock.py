@@ -1,7 +1,7 @@
 """Flower's own deployment on loopback: SuperLink and four SuperNodes over TLS with authentication, as in its guide.
 
-The app adds one to every weight, and the server notes when each round begins. Telemetry, the check for updates and the
-installation of dependencies are off, which only helps it.
+The app adds a number to every weight, and the server notes when each round begins. Telemetry, the check for updates
+and the installation of dependencies are off, which only helps it.
 """
 
 import json
@@ -64,6 +64,7 @@ def main(grid, context):
     os.replace(config["out"] + ".part", config["out"])
 """
 _CLIENT = """
+import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -71,7 +72,8 @@ app = ClientApp()
 
 @app.train()
 def train(message, context):
-    weights = message.content["arrays"]["weights"].numpy() + 1
+    weights = message.content["arrays"]["weights"].numpy()
+    weights = weights + np.linspace(1, 2, weights.size, dtype=np.float32)  # no two pieces alike, or they are sent once
     records = {"arrays": ArrayRecord({"weights": Array(weights)}), "metrics": MetricRecord({"num-examples": 1})}
     return Message(RecordDict(records), reply_to=message)
 """

@@ -40,8 +40,14 @@ class Vector(Model):
 class Trivial(Task):
     """Adds a number to every weight."""
 
+    class Options(Section):
+        """Whether all weights stay alike: pieces that are alike are sent once only, which would flatter a deployment."""
+
+        alike: bool = True
+
     def __init__(self, plan: Plan, options: BaseModel, site: Site) -> None:
         super().__init__(plan, options, site)
+        self._alike = self.Options.model_validate(options.model_dump()).alike
         self._digest = hashlib.sha256(site.data.name.encode()).hexdigest()
         self._step = float(site.data.name.removeprefix("add:"))
 
@@ -54,6 +60,8 @@ class Trivial(Task):
         assert isinstance(model, Vector)
         with torch.no_grad():
             model.weights.add_(self._step)
+            if not self._alike:
+                model.weights.add_(torch.linspace(0.0, 1.0, model.weights.numel()))
         return TrainOutcome(num_examples=1, metrics={"loss": 0.0})
 
     def evaluate(self, model: nn.Module, statistics: Statistics, *, with_baselines: bool) -> dict[str, float]:
