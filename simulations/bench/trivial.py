@@ -41,7 +41,7 @@ class Trivial(Task):
     """Adds a number to every weight."""
 
     class Options(Section):
-        """Whether all weights stay alike: pieces that are alike are sent once only, which would flatter a deployment."""
+        """Whether all weights stay alike: pieces that are alike are sent once only, which flatters a deployment."""
 
         alike: bool = True
 
