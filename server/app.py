@@ -13,9 +13,11 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from astrofed.server.beginning import STATISTICS, Beginning
 from astrofed.server.checkpoint import MODEL, load_arrays, save_arrays
 from astrofed.server.enrolment import NotEnrolled, Roster, Statistics, enrol, gather_statistics
-from astrofed.server.federation import Arrays, Federation, Observer
+from astrofed.server.evolution.run import evolved
+from astrofed.server.federation import Federation, Observer
 from astrofed.server.membership import everybody
 from astrofed.server.record import OtherPlan, RunRecord
 from astrofed.server.search.run import searched
@@ -24,7 +26,6 @@ from astrofed.shared.models.base import build_model
 from astrofed.shared.plan import Plan, plan_from_json
 from astrofed.shared.record import Enrolled, Round, Start
 
-STATISTICS = "statistics.safetensors"
 SOFTWARE = ("astrofed", "flwr", "torch", "numpy")
 
 
@@ -49,6 +50,7 @@ class Settings:
     plan: Plan
     out: Path
     resume: bool = False
+    beginning: Beginning | None = None
     quorum: int | None = None  # training sites with which a run may begin or be resumed; None: every participant
 
 
@@ -81,6 +83,17 @@ def run_federation(grid: Grid, settings: Settings, observer: Observer) -> None:
             observer=observer,
             run=lambda candidate, folder, hearing: _train(grid, Settings(candidate, folder, resume=True), hearing),
         )
+    elif plan.mode == "evolution":
+        plan, beginning = evolved(
+            plan,
+            settings.out,
+            resume=settings.resume,
+            observer=observer,
+            run=lambda member, folder, hearing, begun: _train(
+                grid, Settings(member, folder, resume=True, beginning=begun), hearing
+            ),
+        )
+        settings = replace(settings, beginning=beginning)
     _train(grid, replace(settings, plan=plan), observer)
 
 
@@ -91,7 +104,8 @@ def _train(grid: Grid, settings: Settings, observer: Observer) -> None:
     opened = RunRecord.resume if settings.resume else RunRecord.create
     record = opened(settings.out, plan)
     strategy = build_strategy(plan)
-    initial: Arrays = {name: tensor.numpy() for name, tensor in build_model(plan).state_dict().items()}
+    begun = settings.beginning or Beginning()
+    initial = begun.weights({name: tensor.numpy() for name, tensor in build_model(plan).state_dict().items()})
     roster, refused = enrol(grid, plan, settings.quorum)
     start = Start(
         previous=record.previous,
@@ -99,6 +113,7 @@ def _train(grid: Grid, settings: Settings, observer: Observer) -> None:
         versions={name: version(name) for name in SOFTWARE},
         engine=plan.engine.name,
         parameters=sum(array.size for array in initial.values()),
+        initial_sha256=begun.sha256,
         enrolled=roster.enrolled,
         refused=refused,
     )
@@ -106,10 +121,12 @@ def _train(grid: Grid, settings: Settings, observer: Observer) -> None:
         record.append(start)
     else:
         roster = _as_begun(roster, everybody(record.start, record.rounds), settings)
+        if record.start.initial_sha256 != begun.sha256:
+            raise OtherPlan(f"{settings.out}: the run began with other weights; begin it anew")
     if refused and (settings.quorum is None or len(roster.with_role("train")) < settings.quorum):
         raise NotEnrolled("; ".join(f"{site.participant} can't take part: {site.reason}" for site in refused))
     observer.started(plan, record.start or start)
-    statistics = _statistics(grid, record, roster)
+    statistics = _statistics(grid, record, roster, begun.statistics)
     federation = Federation(grid, plan, record, roster, statistics, strategy, initial, observer)
     federation.run()
     save_arrays(record.folder / MODEL, federation.model)
@@ -128,12 +145,12 @@ def _as_begun(roster: Roster, known: Sequence[Enrolled], settings: Settings) -> 
     return Roster({site.participant: roster.nodes[site.participant] for site in there}, tuple(there))
 
 
-def _statistics(grid: Grid, record: RunRecord, roster: Roster) -> Statistics:
-    """Gather and pool the statistics once; a resumed run takes those that it began with."""
+def _statistics(grid: Grid, record: RunRecord, roster: Roster, given: Statistics | None) -> Statistics:
+    """Gather and pool the statistics once, if none are given; a resumed run takes those that it began with."""
     path = record.folder / STATISTICS
     if record.rounds and path.exists():
         return load_arrays(path)
-    statistics, rejected = gather_statistics(grid, record.plan, roster)
+    statistics, rejected = (given, ()) if given is not None else gather_statistics(grid, record.plan, roster)
     if rejected:
         raise NotEnrolled("; ".join(f"the statistics of {site.participant}: {site.reason}" for site in rejected))
     save_arrays(path, statistics)

@@ -102,6 +102,11 @@ def load_arrays(path: Path) -> Arrays:
         raise CheckpointDamaged(f"{path} can't be read as safetensors: {error}") from error
 
 
+def digest_of(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """Return the SHA-256 of the file that `save_arrays` writes."""
+    return hashlib.sha256(_encode(arrays, {})).hexdigest()
+
+
 def _encode(arrays: Mapping[str, NDArray[Any]], head: Mapping[str, Any]) -> bytes:
     whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     metadata = {"astrofed": json.dumps(head, sort_keys=True)}  # one key: the file's bytes must not depend on any order

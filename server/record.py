@@ -57,7 +57,7 @@ class RunRecord:
             RunExists: the folder holds something.
             CannotWrite: disk full, or not writable.
         """
-        if plan.mode != "nas":  # whose search began in that folder, and saw that it was empty
+        if plan.mode not in ("nas", "evolution"):  # whose search began in that folder, and saw that it was empty
             check_empty(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from astrofed.server import report_numbers as numbers
 from astrofed.server.report_calibration import calibration, fewer_modalities, reliability_plot
+from astrofed.server.report_evolution import Evolution, evolution_section
 from astrofed.server.report_maps import Panels, panels
 from astrofed.server.report_participation import MARKS, matrix, reasons
 from astrofed.server.report_plots import loss_plot, profile_plot
@@ -36,11 +37,11 @@ def write_report(run: Path) -> Path:
         CannotWrite: disk full, or not writable.
     """
     path = run / REPORT
-    write_atomically(path, _page(open_run(run), search_section(run), *_maps(run)).encode())
+    write_atomically(path, _page(open_run(run), search_section(run), evolution_section(run), *_maps(run)).encode())
     return path
 
 
-def _page(run: Run, search: Search | None, maps: list[Panels], maps_missing: str) -> str:
+def _page(run: Run, search: Search | None, evolution: Evolution | None, maps: list[Panels], maps_missing: str) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -52,6 +53,7 @@ def _page(run: Run, search: Search | None, maps: list[Panels], maps_missing: str
     return environment.get_template("report.html").render(
         run=run,
         search=search,
+        evolution=evolution,
         numbers=numbers,
         verdict=verdict(run, trained),
         attacks=attacks(run),

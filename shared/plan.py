@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from astrofed.shared.errors import UserMistake
 from astrofed.shared.explain import explain
 from astrofed.shared.overrides import apply_override
+from astrofed.shared.plan_evolution import Evolution
 
 Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]*$")]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -298,7 +299,7 @@ class Plan(Section):
     """Everything a run does. Reproducible from this and the data alone."""
 
     name: Name
-    mode: Literal["single", "federated", "multimodal", "meta", "customer", "nas"] = "federated"
+    mode: Literal["single", "federated", "multimodal", "meta", "customer", "nas", "evolution"] = "federated"
     seed: Annotated[int, Field(ge=0)] = 0
     rounds: Annotated[int, Field(ge=1)] = 1
     evaluate_every: Annotated[int, Field(ge=1)] = 1
@@ -315,6 +316,7 @@ class Plan(Section):
     central_privacy: CentralPrivacy | None = None
     strategy: Strategy = Strategy(name="FedAvg")
     search: Search | None = None
+    evolution: Evolution | None = None
     engine: Engine = Engine()
     participants: Annotated[tuple[Participant, ...], Field(min_length=1)]
 
@@ -357,6 +359,10 @@ class Plan(Section):
         if (self.mode == "nas") != (self.search is not None):
             raise ValueError(
                 "search: the section belongs to mode = 'nas' and mode 'nas' needs it; give both or neither"
+            )
+        if (self.mode == "evolution") != (self.evolution is not None):
+            raise ValueError(
+                "evolution: the section belongs to mode = 'evolution', which needs it; give both or neither"
             )
         if self.search is not None and self.search.steps(self.rounds)[-1] > self.rounds:
             raise ValueError(f"search.rungs: the last is past the plan's {self.rounds} rounds; raise rounds")

@@ -63,6 +63,7 @@ class Start(_Line):
     versions: dict[str, str]
     engine: str
     parameters: int  # of the model
+    initial_sha256: str | None = None  # of the weights that the run began with as a file; None: drawn from the seed
     enrolled: tuple[Enrolled, ...]
     refused: tuple[Quarantine, ...]
 

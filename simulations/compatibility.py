@@ -4,6 +4,7 @@ from astrofed.client.meta.algorithms import adapted_names
 from astrofed.client.meta.episodes import kind_of
 from astrofed.client.meta.task import few_shot_of
 from astrofed.client.task import Task
+from astrofed.server.evolution.plans import check_evolution
 from astrofed.server.search.space import check_space
 from astrofed.server.strategies.build import build_strategy, check_guarantee
 from astrofed.shared import registry
@@ -27,6 +28,8 @@ def check_plan(plan: Plan) -> list[str]:
     build_strategy(plan)
     if plan.mode == "nas":
         check_space(plan)
+    if plan.mode == "evolution":
+        check_evolution(plan)
     for participant in plan.participants:
         if participant.attack is not None:
             attack: type[Attack] = registry.get("attacks", participant.attack.name)
@@ -34,6 +37,7 @@ def check_plan(plan: Plan) -> list[str]:
     return [
         *check_guarantee(plan),
         *_search(plan),
+        *_evolution(plan),
         *_privacy(plan, task),
         *_mode(plan, task, model),
         *_faults(plan),
@@ -43,21 +47,40 @@ def check_plan(plan: Plan) -> list[str]:
 def _search(plan: Plan) -> list[str]:
     if plan.search is None:
         return []
-    if plan.privacy is not None and plan.privacy.epsilon is not None:
-        raise PlanError(
-            "privacy.epsilon: the first candidate of a search would spend all of it; give privacy.noise_multiplier, "
-            "and every candidate is charged to each site's ledger"
-        )
-    if plan.central_privacy is not None:
-        raise PlanError(
-            "central_privacy: not accounted over the candidates of a search; remove it, or use another mode"
-        )
+    _check_spent_by_many(plan, "candidate", "search")
     charged = "; every candidate is charged to each site's ledger" if plan.privacy is not None else ""
     return [
         f"search: at most {plan.search.candidates} candidates of a space of {check_space(plan).size}, chosen by the "
         "training sites' held-out data, so the winner's score there is optimistic; unseen participants test "
         f"it{charged}"
     ]
+
+
+def _evolution(plan: Plan) -> list[str]:
+    settings = plan.evolution
+    if settings is None:
+        return []
+    _check_spent_by_many(plan, "member", "evolution")
+    sites = len(plan.trainers) if settings.islands else 1
+    moves = f", the best moving on every {settings.migrate_every} generations" if sites > 1 else ""
+    charged = "; every member is charged to its island's ledgers" if plan.privacy is not None else ""
+    return [
+        f"evolution: {settings.population} members on each of {sites} island{'s' * (sites > 1)}, "
+        f"{settings.generations} generations of {settings.rounds} rounds{moves}; chosen by the training sites' "
+        f"held-out data, so scores there are too good; then {plan.rounds} rounds of all sites from the winner{charged}"
+    ]
+
+
+def _check_spent_by_many(plan: Plan, one: str, whole: str) -> None:
+    if plan.privacy is not None and plan.privacy.epsilon is not None:
+        raise PlanError(
+            f"privacy.epsilon: the first {one} of the {whole} would spend all of it; give privacy.noise_multiplier, "
+            f"and every {one} is charged to each site's ledger"
+        )
+    if plan.central_privacy is not None:
+        raise PlanError(
+            f"central_privacy: not accounted over the {one}s of the {whole}; remove it, or use another mode"
+        )
 
 
 def _privacy(plan: Plan, task: type[Task]) -> list[str]:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from astrofed.server.app import STATISTICS
+from astrofed.server.beginning import STATISTICS
 from astrofed.server.checkpoint import load_arrays
 from astrofed.shared.models.base import Model
 from astrofed.shared.models.exporting import Exported, export_onnx

@@ -11,7 +11,7 @@ from astrofed.client.meta.keeping import SCORES
 from astrofed.client.policy import POLICY_FILE
 from astrofed.client.policy_words import in_words
 from astrofed.client.tasks.datacube_scales import FIELD, MEAN
-from astrofed.server.app import STATISTICS
+from astrofed.server.beginning import STATISTICS
 from astrofed.server.checkpoint import load_arrays
 from astrofed.server.record import read_plan
 from astrofed.shared.files import write_atomically

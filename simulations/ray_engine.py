@@ -17,8 +17,10 @@ class RayMissing(UserMistake):
     """The plan asks for the Ray engine, but Ray is not installed."""
 
 
-def run_on_ray(server_app: ServerApp, run: Path, participants: int, workers: int, plugins: Sequence[Path]) -> None:
-    """Run a server app with `participants` nodes on Ray, at most `workers` at once.
+def run_on_ray(
+    server_app: ServerApp, run: Path, participants: Sequence[str], workers: int, plugins: Sequence[Path]
+) -> None:
+    """Run a server app with a node for each of the participants on Ray, at most `workers` at once.
 
     Raises:
         RayMissing: Ray is not installed.
@@ -46,4 +48,5 @@ def run_on_ray(server_app: ServerApp, run: Path, participants: int, workers: int
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Flower and Ray warn about their own use of what is deprecated
-        run_simulation(server_app, RemoteClientApp(run, plugins), participants, backend_config=backend)  # type: ignore[arg-type]
+        clients = RemoteClientApp(run, participants, plugins)
+        run_simulation(server_app, clients, len(participants), backend_config=backend)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from astrofed.server.checkpoint import MODEL, load_arrays
+from astrofed.server.evolution.run import read_evolution
 from astrofed.server.membership import participation
 from astrofed.server.record import NoRun, read_plan, read_record
 from astrofed.server.search.run import read_search
@@ -100,6 +101,7 @@ class RunResult:
             "participation": [asdict(part) for part in participation(self.start, self.rounds)],
             "physics": self.physics,
             "search": None if (found := read_search(self.run)) is None else found.model_dump(mode="json"),
+            "evolution": None if (own := read_evolution(self.run)) is None else own.model_dump(mode="json"),
             "model": str(self.model_path),
             "report": str(self.report),
         }

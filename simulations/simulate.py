@@ -11,13 +11,15 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from astrofed.client.app import open_task
-from astrofed.server.app import STATISTICS, Settings, Silent, build_server_app
+from astrofed.server.app import Settings, Silent, build_server_app
+from astrofed.server.beginning import STATISTICS
 from astrofed.server.checkpoint import MODEL, load_arrays
 from astrofed.server.federation import Observer
 from astrofed.server.record import LINES
 from astrofed.server.report import write_report, write_showcase
 from astrofed.shared import registry
 from astrofed.shared.plan import Plan, PlanError, load_plan
+from astrofed.shared.subset import without_absent
 from astrofed.simulations.attacking import AttackGrid
 from astrofed.simulations.compatibility import check_plan
 from astrofed.simulations.embedded import SERVER_NODE_ID, EmbeddedGrid
@@ -85,18 +87,7 @@ def single(plan: Plan) -> Plan:
     data = plan.model_copy(update={"participants": (first, *others), "mode": "single"}).to_dict()
     if plan.strategy.name in ("robust", "block-mean"):
         data["strategy"] = {"name": "FedAvg", "timeout_s": plan.strategy.timeout_s}
-    return load_plan(_without_absent(data))
-
-
-def _without_absent(data: dict[str, Any]) -> dict[str, Any]:
-    """Drop from a plan what its task and strategy say of participants that are no longer in it."""
-    names = {participant["name"] for participant in data["participants"]}
-    if isinstance(given := data["task"].get("modalities"), dict):
-        data["task"]["modalities"] = {site: own for site, own in given.items() if site in names}
-    if isinstance(trust := data["strategy"].get("trust"), dict):
-        left = {block: [site for site in sites if site in names] for block, sites in trust.items()}
-        data["strategy"]["trust"] = {block: sites for block, sites in left.items() if sites}
-    return data
+    return load_plan(without_absent(data))
 
 
 def with_trainers(plan: Plan, count: int) -> Plan:
@@ -109,17 +100,17 @@ def with_trainers(plan: Plan, count: int) -> Plan:
         raise PlanError(f"{count} training participants are asked for, the plan has {len(plan.trainers)}")
     kept = {participant.name for participant in plan.trainers[:count]}
     participants = [p for p in plan.participants if p.role == "evaluate" or p.name in kept]
-    return load_plan(_without_absent(plan.model_copy(update={"participants": tuple(participants)}).to_dict()))
+    return load_plan(without_absent(plan.model_copy(update={"participants": tuple(participants)}).to_dict()))
 
 
 def _run(settings: Settings, observer: Observer, plugins: Sequence[Path]) -> None:
     plan = settings.plan
     app = _Attacked(build_server_app(settings, observer), plan)
     if plan.engine.name == "ray":
-        run_on_ray(app, settings.out, len(plan.participants), plan.engine.workers, plugins)
+        run_on_ray(app, settings.out, [p.name for p in plan.participants], plan.engine.workers, plugins)
         return
     threads = torch.get_num_threads()
-    client_app = build_simulated_client_app(settings.out)
+    client_app = build_simulated_client_app(settings.out, [participant.name for participant in plan.participants])
     try:
         app(EmbeddedGrid(client_app, len(plan.participants), workers=plan.engine.workers), _context())
     finally:

@@ -13,6 +13,7 @@ from astrofed.client.app import build_client_app
 from astrofed.client.policy import Policy
 from astrofed.client.site import Site
 from astrofed.shared import registry
+from astrofed.shared.errors import UserMistake
 from astrofed.shared.plan import Participant, Plan, check_options
 from astrofed.simulations.attack import Attack
 from astrofed.simulations.bundled import PREFIX, resolve_bundled
@@ -58,8 +59,15 @@ def _poison(participant: Participant) -> Attack | None:
     return cls(options) if cls.poisons_data else None
 
 
-def build_simulated_client_app(run: Path | None) -> ClientApp:
-    """Return the client app whose node number i is participant i of the plan in the message."""
+class NotInvited(UserMistake):
+    """A message reached a participant that its plan doesn't name."""
+
+
+def build_simulated_client_app(run: Path | None, names: Sequence[str] | None = None) -> ClientApp:
+    """Return the client app whose node number i is the participant `names[i]` of whichever plan the message carries.
+
+    Without names it is that plan's participant number i.
+    """
 
     opened: dict[int, tuple[Plan, Site]] = {}
 
@@ -67,29 +75,37 @@ def build_simulated_client_app(run: Path | None) -> ClientApp:
         index = int(context.node_config["partition-id"])
         known = opened.get(index)
         if known is None or known[0] is not plan:
-            known = opened[index] = (plan, open_simulated_site(plan, index, run))
+            place = index if names is None else _place(plan, names[index])
+            known = opened[index] = (plan, open_simulated_site(plan, place, run))
         return known[1]
 
     return build_client_app(open_site)
 
 
+def _place(plan: Plan, name: str) -> int:
+    for place, participant in enumerate(plan.participants):
+        if participant.name == name:
+            return place
+    raise NotInvited(f"{name}: the plan doesn't name this participant")
+
+
 class RemoteClientApp(ClientApp):
     """The same client app for workers in other processes: it travels as two paths and is built where it runs."""
 
-    def __init__(self, run: Path | None, plugins: Sequence[Path]) -> None:
+    def __init__(self, run: Path | None, names: Sequence[str], plugins: Sequence[Path]) -> None:
         super().__init__()
-        self._run, self._plugins = run, tuple(plugins)
+        self._run, self._names, self._plugins = run, tuple(names), tuple(plugins)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RemoteClientApp, (self._run, self._plugins)
+        return RemoteClientApp, (self._run, self._names, self._plugins)
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Hand the message to this process's client app."""
-        return _local_app(self._run, self._plugins)(message, context)
+        return _local_app(self._run, self._names, self._plugins)(message, context)
 
 
 @lru_cache(maxsize=4)
-def _local_app(run: Path | None, plugins: tuple[Path, ...]) -> ClientApp:
+def _local_app(run: Path | None, names: tuple[str, ...], plugins: tuple[Path, ...]) -> ClientApp:
     for path in plugins:
         registry.load_plugin_file(path)
-    return build_simulated_client_app(run)
+    return build_simulated_client_app(run, names)

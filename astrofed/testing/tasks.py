@@ -4,7 +4,7 @@ import torch
 
 from astrofed.client.app import open_task
 from astrofed.client.task import Statistics, Task, TrainInstruction
-from astrofed.server.app import STATISTICS
+from astrofed.server.beginning import STATISTICS
 from astrofed.server.checkpoint import load_arrays
 from astrofed.shared.models.base import build_model
 from astrofed.shared.plan import Plan

@@ -57,7 +57,7 @@ class FederatedTrainer:
         """
         plan = candidate_plan(self._plan, choices, f"{self._plan.name}-candidate-{number}")
         folder = self._folder / FOLDER / f"{number:04d}"
-        until = _Until(rounds, self._observer)
+        until = Until(rounds, self._observer)
         if len(self._rounds(folder)) <= rounds:
             try:
                 self._run(plan, folder, until)
@@ -97,7 +97,7 @@ def forward_seconds(model: Model) -> float:
     return statistics.median(taken[1:])
 
 
-class _Until:
+class Until:
     """An observer that ends a run after a round, and hears the search's own observer on the way."""
 
     def __init__(self, rounds: int, observer: Observer) -> None:

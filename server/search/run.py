@@ -6,7 +6,7 @@ The search lies in `search/` below the run's folder: its plan, `trials.jsonl`, a
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -85,9 +85,9 @@ def searched(grid: Grid, plan: Plan, out: Path, *, resume: bool, observer: Obser
     folder = out / FOLDER
     if not resume:
         check_empty(out)
-    _begin(folder, plan)
+    begin(folder, plan)
     rungs = plan.search.steps(plan.rounds)
-    say = observer.said if isinstance(observer, Listener) else _nothing
+    say = speaker(observer)
     inner = _for_candidates(plan, rungs)
     if plan.search.algorithm == "differentiable":
         say(f"search: {space.size} candidates mixed, {rungs[-1]} rounds")
@@ -101,7 +101,7 @@ def searched(grid: Grid, plan: Plan, out: Path, *, resume: bool, observer: Obser
         record, chosen = _record(plan, space.size, found), tuple(found.winner.choices.values())
         say(f"winner: {_line(found.winner)}; it is trained from scratch")
     write_atomically(folder / FOUND, record.model_dump_json(indent=1).encode())
-    return _with_values(plan, space.named(chosen))
+    return with_values(plan, space.named(chosen))
 
 
 def read_search(out: Path) -> SearchRecord | None:
@@ -119,11 +119,17 @@ def read_search(out: Path) -> SearchRecord | None:
         raise RecordBroken(f"{path} can't be read: {error.errors()[0]['msg']}") from error
 
 
+def speaker(observer: Observer) -> Callable[[str], None]:
+    """Return what tells an observer a line, if it listens to lines."""
+    return observer.said if isinstance(observer, Listener) else _nothing
+
+
 def _nothing(line: str) -> None:
     """Say nothing."""
 
 
-def _begin(folder: Path, plan: Plan) -> None:
+def begin(folder: Path, plan: Plan) -> None:
+    """Write down of which plan a search's folder is, or see that it is of this one (OtherPlan: it isn't)."""
     if (folder / PLAN).is_file():
         different = differences(read_plan(folder).to_dict(), plan.to_dict())
         if different:
@@ -141,7 +147,8 @@ def _for_candidates(plan: Plan, rungs: tuple[int, ...]) -> Plan:
     return plan.model_copy(update={"seed": seed, "rounds": rungs[-1], "evaluate_every": math.gcd(*rungs)})
 
 
-def _with_values(plan: Plan, values: Mapping[str, Value]) -> Plan:
+def with_values(plan: Plan, values: Mapping[str, Value]) -> Plan:
+    """Return a plan with other values of some of its keys."""
     data = plan.to_dict()
     for key, value in values.items():
         set_key(data, key, value)

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from astrofed.server.record import RecordBroken
+from astrofed.server.search.lines import read_lines
 from astrofed.shared.files import append_line
 from astrofed.shared.plan import Value
 
@@ -55,17 +55,7 @@ def read_trials(folder: Path) -> list[Trial]:
     Raises:
         RecordBroken: a line before the last can't be read.
     """
-    path = folder / LINES
-    if not path.is_file():
-        return []
-    whole, _, torn = path.read_bytes().rpartition(b"\n")
-    if torn:
-        with path.open("r+b") as file:
-            file.truncate(len(whole) + 1 if whole else 0)
-    try:
-        return [Trial.model_validate_json(line) for line in whole.split(b"\n") if line]
-    except ValidationError as error:
-        raise RecordBroken(f"{path} can't be read: {error.errors()[0]['msg']}; begin the search anew") from error
+    return read_lines(folder / LINES, Trial)
 
 
 def last_of_each(trials: Iterable[Trial]) -> list[Trial]:

@@ -20,7 +20,7 @@ from torch import nn
 
 from astrofed.client.app import open_task
 from astrofed.client.data.cube import write_cube
-from astrofed.server.app import STATISTICS
+from astrofed.server.beginning import STATISTICS
 from astrofed.server.checkpoint import load_arrays
 from astrofed.shared.plan import Plan, load_plan
 from astrofed.shared.planet import Planet
