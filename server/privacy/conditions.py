@@ -42,7 +42,7 @@ def check_central(plan: Plan) -> CentralPrivacy | None:
             f"strategy.quorum: {strategy.quorum} would leave the model as it was or not by who replied, which no noise "
             "hides; beside [central_privacy] a missing reply is an update of zero: remove it"
         )
-    if plan.mode == "nas":
+    if plan.mode in ("nas", "evolution"):
         raise PlanError(
             "central_privacy: a search releases the models of all its candidates, and epsilon is counted for one run "
             "alone; search without [central_privacy], or run the candidate that you chose as a plan of its own"

@@ -86,8 +86,9 @@ def test_the_plan_check_prints_the_accounted_epsilon_and_what_is_not_covered() -
     assert "one of 3 groups at a time" in text and "4.5 clipping norms on each weight" in text
 
 
-def test_a_search_releases_more_models_than_are_counted() -> None:
-    plan = plan_of("private-mean", CENTRAL).model_copy(update={"mode": "nas"})
+@pytest.mark.parametrize("mode", ["nas", "evolution"])
+def test_a_search_releases_more_models_than_are_counted(mode: str) -> None:
+    plan = plan_of("private-mean", CENTRAL).model_copy(update={"mode": mode})
     with pytest.raises(PlanError, match="a search releases the models of all its candidates"):
         build_strategy(plan)
 
