@@ -11,10 +11,9 @@ from torch import Tensor, nn
 class CubeEncoder(nn.Module):
     """Two 3 x 3 convolutions over [lev, sector], periodic in longitude; a token for each part of the column."""
 
-    def __init__(self, channels: int, width: int, tokens: int = 5) -> None:
+    def __init__(self, channels: int, hidden: int, width: int, tokens: int = 5) -> None:
         super().__init__()
         self.tokens = tokens
-        hidden = max(8, width // 2)  # convolutions are what costs
         self.first = nn.Conv2d(channels, hidden, 3)
         self.second = nn.Conv2d(hidden, hidden, 3)
         self.out = nn.Linear(2 * hidden, width)

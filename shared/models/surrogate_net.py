@@ -45,15 +45,26 @@ class SurrogateNet(Model):
         heads: Annotated[int, Field(ge=1, le=32)] = 4
         depth: Annotated[int, Field(ge=1, le=12)] = 2
         """Blocks of cross-attention."""
+        cube_features: Annotated[int, Field(ge=4, le=1024)] | None = None
+        """Features of the convolutions over the atmosphere, which cost most; by default as many as `width`."""
         members: Annotated[int, Field(ge=1, le=32)] = 1
         """Networks in the ensemble."""
 
     def __init__(
-        self, layout: SurrogateLayout, *, width: int = 48, heads: int = 4, depth: int = 2, members: int = 1
+        self,
+        layout: SurrogateLayout,
+        *,
+        width: int = 48,
+        heads: int = 4,
+        depth: int = 2,
+        cube_features: int | None = None,
+        members: int = 1,
     ) -> None:
         super().__init__()
         self.layout = layout
-        self.members = nn.ModuleList(_Member(layout, width, heads, depth) for _ in range(members))
+        self.members = nn.ModuleList(
+            _Member(layout, width, heads, depth, cube_features or width) for _ in range(members)
+        )
         self.balance = nn.Parameter(torch.zeros(len(TARGETS)))
         """Logarithm of each target's typical loss, by which losses are weighed (see the task's `balance`)."""
 
@@ -68,7 +79,14 @@ class SurrogateNet(Model):
         if given.width % given.heads:
             raise PlanError(f"model.width: {given.width} must be a multiple of model.heads, {given.heads}")
         layout = SurrogateLayout.of_plan(plan)
-        return cls(layout, width=given.width, heads=given.heads, depth=given.depth, members=given.members)
+        return cls(
+            layout,
+            width=given.width,
+            heads=given.heads,
+            depth=given.depth,
+            cube_features=given.cube_features,
+            members=given.members,
+        )
 
     def forward(self, seen: Observations) -> tuple[Tensor, Tensor]:
         """Return the mean and the standard deviation, [member, batch, target] each, both in the targets' widths.
@@ -103,11 +121,11 @@ class SurrogateNet(Model):
 class _Member(nn.Module):
     """One network of the ensemble. Parameters below `encoders.<modality>` are that modality's own block."""
 
-    def __init__(self, layout: SurrogateLayout, width: int, heads: int, depth: int) -> None:
+    def __init__(self, layout: SurrogateLayout, width: int, heads: int, depth: int, cube_features: int) -> None:
         super().__init__()
         self.encoders = nn.ModuleDict(
             {
-                "cube": CubeEncoder(len(layout.variables) + 1, width),
+                "cube": CubeEncoder(len(layout.variables) + 1, cube_features, width),
                 "scalars": ScalarEncoder(len(SCALARS), width),
                 "spectrum": SpectrumEncoder(2, width),
                 "series": SeriesEncoder(len(SERIES), layout.months_in, width),

@@ -71,7 +71,7 @@ def bench_plan(modalities: Sequence[str], data: Path, seed: int, epochs: int) ->
                 "modality_dropout": 0.1,
                 "modalities": {site: used, UNSEEN: used},
             },
-            "model": {"name": "surrogate", "width": 32},
+            "model": {"name": "surrogate", "width": 32, "cube_features": 16},
             "training": {
                 "epochs": epochs // ROUNDS,
                 "batch_size": 96,
