@@ -9,6 +9,7 @@ from astrofed.commands.output import console, only_json, print_json
 from astrofed.commands.run import Json
 
 if TYPE_CHECKING:
+    from astrofed.simulations.audit.result import AuditResult
     from astrofed.simulations.bench.aggregation_result import AggregationResult
     from astrofed.simulations.bench.model_result import ModelResult
     from astrofed.simulations.bench.multimodal_result import MultimodalResult
@@ -73,14 +74,24 @@ def privacy(
     utility: Annotated[
         bool, typer.Option("--utility", help="Measure accuracy instead: federated by us, centralised by Opacus.")
     ] = False,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Attack our training instead: is its epsilon true? A minute or two.")
+    ] = False,
 ) -> None:
     """Time a step of private training against plain SGD and Opacus, and compare epsilon with other accountants."""
-    result: UtilityResult | PrivacyResult
+    if utility and audit:
+        raise typer.BadParameter("--utility and --audit are two measurements; give one of them")
+    result: UtilityResult | AuditResult | PrivacyResult
+    screen = console(as_json=as_json)
     with only_json(as_json):
         if utility:
             from astrofed.simulations.bench.utility import run_utility_bench
 
             result = run_utility_bench(quick=quick)
+        elif audit:
+            from astrofed.simulations.audit.result import run_audit
+
+            result = run_audit(quick=quick, done=lambda line: screen.print(line, markup=False))
         else:
             from astrofed.simulations.bench.privacy import run_privacy_bench
 

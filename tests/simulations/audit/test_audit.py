@@ -1,0 +1,78 @@
+"""Honest private training shows less than its ledger says, and every planted bug shows more."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from astrofed.client.privacy import dpsgd, protection
+from astrofed.client.privacy.dpsgd import sampling
+from astrofed.shared.plan import Training
+from astrofed.simulations.audit.bound import Bound
+from astrofed.simulations.audit.canaries import Canaries, Parallel, coins
+from astrofed.simulations.audit.cases import CASES, Case, Finding, audit, small
+from astrofed.simulations.audit.planted import PLANTED, Planted
+from astrofed.simulations.audit.result import AuditResult
+from astrofed.simulations.bench.result import this_machine
+
+pytestmark = pytest.mark.usefixtures("_seeded")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}, epsilon {case.epsilon:g}")
+def test_honest_training_shows_something_but_less_than_the_ledger_says(case: Case) -> None:
+    found = audit(small(case), 1)
+    assert found.sound and 0 <= found.measured.epsilon < found.accounted <= case.epsilon
+    if case.epsilon >= 4:
+        assert found.measured.epsilon > 0.1  # the attack is not blind
+
+
+@pytest.mark.parametrize("bug", PLANTED, ids=lambda bug: bug.name)
+def test_every_planted_bug_is_caught_and_taken_out_again(bug: Planted) -> None:
+    right = getattr(bug.where, bug.attribute)
+    with bug.planted():
+        found = audit(bug.case, 1)
+    assert not found.sound, f"{found.measured} is no more than {found.accounted}"
+    assert getattr(bug.where, bug.attribute) is right
+
+
+@pytest.mark.parametrize("bug", PLANTED, ids=lambda bug: bug.name)
+def test_where_a_bug_is_caught_the_same_training_without_it_is_not(bug: Planted) -> None:
+    assert audit(replace(bug.case, side=48), 1).sound
+
+
+def test_more_steps_than_are_charged_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fewer(training: Training, units: int) -> tuple[float, int]:
+        rate, steps = sampling(training, units)
+        return rate / 5, steps  # what is charged; what is done is below
+
+    def as_before(*arguments: object) -> None:
+        *first, mechanism = arguments
+        assert isinstance(mechanism, dpsgd.Mechanism)
+        event = replace(mechanism.event, sample_rate=5 * mechanism.event.sample_rate)
+        dpsgd.train_privately(*first, replace(mechanism, event=event))  # type: ignore[arg-type]
+
+    case = Case("a fifth of the rate is charged", 1.0, epochs=3, batch=0.2)
+    assert audit(case, 1).sound
+    monkeypatch.setattr(protection, "sampling", fewer)
+    monkeypatch.setattr(protection, "train_privately", as_before)
+    assert not audit(case, 1).sound
+
+
+def test_each_canary_has_a_coordinate_of_its_own() -> None:
+    canaries = Canaries(3, 2, coins(9, 4))
+    population, model = canaries.population(), Parallel(3, 2)
+    assert len(population) == 9
+    for number in range(9):
+        total = [value.numpy() for piece in population.gradients(model, np.array([number])) for value in piece.weighted(
+            (piece.squares > 0).to(piece.squares))]  # fmt: skip
+        assert bool(total) == canaries.present[number]
+        for layer in total:
+            assert np.flatnonzero(layer).tolist() == [number]
+
+
+def test_the_verdict_is_about_all_that_was_found() -> None:
+    sound, unsound = (Finding("case", 100, 1.0, Bound(value, 9, 10)) for value in (0.5, 1.5))
+    result = AuditResult(this_machine(), (sound,), (("bug", unsound),), (), 1.0, {})
+    assert result.met is True and json.loads(json.dumps(result.to_dict()))["planted"][0]["caught"] is True
+    assert replace(result, honest=(unsound,)).met is False and replace(result, planted=(("bug", sound),)).met is False
