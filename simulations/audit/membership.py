@@ -84,7 +84,7 @@ def _train(
     images, labels = (tensor[torch.from_numpy(present)] for tensor in batch)
 
     def batches(generator: torch.Generator) -> Iterator[Batch]:
-        for rows in torch.randperm(len(labels), generator=generator).split(plan.training.batch_size):
+        for rows in torch.split(torch.randperm(len(labels), generator=generator), plan.training.batch_size):
             yield images[rows], labels[rows]
 
     for number in range(1, plan.rounds + 1):
