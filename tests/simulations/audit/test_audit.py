@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from astrofed.client.privacy import dpsgd, protection
 from astrofed.client.privacy.dpsgd import sampling
+from astrofed.commands.bench import app
 from astrofed.shared.plan import Training
 from astrofed.simulations.audit.bound import Bound
 from astrofed.simulations.audit.canaries import Canaries, Parallel, coins
@@ -76,3 +78,8 @@ def test_the_verdict_is_about_all_that_was_found() -> None:
     result = AuditResult(this_machine(), (sound,), (("bug", unsound),), (), 1.0, {})
     assert result.met is True and json.loads(json.dumps(result.to_dict()))["planted"][0]["caught"] is True
     assert replace(result, honest=(unsound,)).met is False and replace(result, planted=(("bug", sound),)).met is False
+
+
+def test_two_measurements_at_once_are_refused() -> None:
+    done = CliRunner().invoke(app, ["privacy", "--audit", "--utility"])
+    assert done.exit_code == 2 and "--utility and --audit" in done.output
