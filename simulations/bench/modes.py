@@ -3,6 +3,7 @@
 from typing import Any
 
 from astrofed.simulations.bench.architectures import SEEDS, search_rows
+from astrofed.simulations.bench.evolution import rastrigin_rows
 from astrofed.simulations.bench.meta_sinusoid import ITERATIONS, iteration_rows, sinusoid_rows
 from astrofed.simulations.bench.meta_worlds import world_rows
 from astrofed.simulations.bench.modes_result import ModeRow, ModesResult
@@ -29,4 +30,5 @@ def run_modes_bench(*, quick: bool, meta: bool = False) -> ModesResult:
     if not meta:
         rows += single_rows(7 if quick else 17)
         rows += search_rows(10 if quick else SEEDS)
+        rows += rastrigin_rows(10 if quick else 40)
     return ModesResult(machine, tuple(rows), {"quick": quick, "meta": meta})
