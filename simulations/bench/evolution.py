@@ -2,8 +2,8 @@
 
 The function is 10 n + Σ (z² − 10 cos 2πz) (Rastrigin 1974; as in Hansen et al. 2009, BBOB's f3 without its
 transformations), its minimum 0 moved to a place that each seed draws, since a grid may hold the origin by design. A
-member's generation is one evaluation, also where its values are those of the generation before: nothing is kept back. Sizes of
-the populations and the size of changes were chosen on seeds of their own.
+member's generation is one evaluation, also where its values are those of the generation before: nothing is kept back.
+Sizes of the populations and of changes were chosen on other seeds.
 """
 
 import itertools
