@@ -15,6 +15,8 @@ from astrofed.shared.models.base import build_model
 from astrofed.shared.models.history_layout import NAMES, QUANTITIES, scaled, unscaled
 from astrofed.shared.plan import PlanError, load_plan
 from astrofed.simulations.bundled import bundled_names, resolve_bundled
+from astrofed.simulations.export import export_run
+from astrofed.testing import check_plugin
 
 HISTORIES = [name for name in bundled_names() if "histories/" in name]
 
@@ -135,3 +137,15 @@ def test_what_is_no_history_is_refused(columns: dict[str, Any], message: str, tm
 def test_its_model_is_for_its_task_alone(small: dict[str, Any]) -> None:
     with pytest.raises(PlanError, match="deep-time"):
         build_model(load_plan(small | {"model": {"name": "history-net"}}))
+
+
+def test_task_and_model_keep_their_contracts(plan: dict[str, Any]) -> None:
+    assert any("safetensors" in line for line in check_plugin("models", "history-net", plan=plan))
+    assert any("same seed" in line for line in check_plugin("tasks", "deep-time", plan=plan))
+
+
+def test_the_network_is_exported_with_the_same_numbers(plan: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    run = astrofed.simulate(plan | {"rounds": 1}, out=tmp_path / "run").run
+    export_run(run, tmp_path / "model.onnx")  # which compares with torch on four sets of sizes
+    assert (tmp_path / "model.onnx").is_file()
