@@ -1,20 +1,22 @@
 """A program of the tests: sites that train privately on real data, each a process of its own, are killed at any moment.
 
-`python killing_apps.py FOLDER COUNT` kills COUNT of them, one after the other, on one home. Each runs the client app
-with a policy, as an institution's would: plan in, data read, rounds trained and charged, replies out. It writes into a
-trail, flushed, what the coordinator was told. After every death the ledger has to verify and to agree with the trail.
+`python killing_apps.py FOLDER COUNT` kills COUNT of them, one after the other on each of two homes. Each runs the client
+app with a policy, as an institution's would: plan in, data read, rounds trained and charged, replies out. It writes into
+a trail, flushed, what the coordinator was told. After every death the ledger has to verify and to agree with the trail.
 Processes are forked from this one, which has imported everything and opened nothing.
 """
 
 import json
+import multiprocessing
 import os
 import random
 import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from astrofed.client.app import build_client_app
 from astrofed.client.policy import Policy
+from astrofed.client.privacy.dpsgd import sampling
 from astrofed.client.privacy.ledger import Ledger
 from astrofed.client.site import Site
 from astrofed.shared import registry
@@ -138,14 +141,11 @@ def where(before: State, after: State) -> str:
     return "settled and not told" if told < settled else "between rounds" if told else "before its first round"
 
 
-def main(folder: Path, count: int) -> dict[str, Any]:
-    """Kill processes at random moments: after some rounds and a random part of another."""
-    torch.set_num_threads(1)
-    registry.get("tasks", "planets"), registry.get("models", "mlp")  # imported here, as above
-    from astrofed.client.privacy.dpsgd import sampling
-
+def kill(folder: Path, count: int, seed: int) -> tuple[dict[str, int], State]:
+    """Kill processes on one home at random moments: after some rounds and a random part of another."""
+    folder.mkdir()
     home, trail, seen, state = folder / "home", folder / "trail", dict[str, int](), State()
-    draws, pause, length = random.Random(5), threading.Event(), 0.05
+    draws, pause, length = random.Random(seed), threading.Event(), 0.05
     _, steps = sampling(the_plan().training, UNITS)
     for _ in range(count):
         child, lines = start(home, trail)
@@ -163,7 +163,21 @@ def main(folder: Path, count: int) -> dict[str, Any]:
         before, state = state, look(home, trail, steps)
         at = where(before, state)
         seen[at] = seen.get(at, 0) + 1
-    return {"kills": count, "at": seen, "rounds": asdict(state)}
+    return seen, state
+
+
+def main(folder: Path, count: int) -> dict[str, Any]:
+    """Kill half of them on one home and half on another, at the same time, and return what was seen on both."""
+    torch.set_num_threads(1)
+    registry.get("tasks", "planets"), registry.get("models", "mlp")  # imported here, as above
+    halves = [(folder / "one", count // 2, 5), (folder / "other", count - count // 2, 6)]
+    with multiprocessing.get_context("fork").Pool(len(halves)) as pool:
+        found = pool.starmap(kill, halves, chunksize=1)
+    seen, told = Counter[str](), 0
+    for at, state in found:
+        seen.update(at)
+        told += state.told
+    return {"kills": seen.total(), "at": dict(seen), "told": told}
 
 
 if __name__ == "__main__":
