@@ -1,8 +1,9 @@
 """A program of the tests: sites that train privately on real data, each a process of its own, are killed at any moment.
 
-`python killing_apps.py FOLDER COUNT` kills COUNT of them, one after the other on each of two homes. Each runs the client
-app with a policy, as an institution's would: plan in, data read, rounds trained and charged, replies out. It writes into
-a trail, flushed, what the coordinator was told. After every death the ledger has to verify and to agree with the trail.
+`python killing_apps.py FOLDER COUNT` kills COUNT of them, one after the other on each of two homes. Each runs the
+client app with a policy, as an institution's would: plan in, data read, rounds trained and charged, replies out. It
+writes into a trail, flushed, what the coordinator was told. After every death the ledger has to verify and to agree
+with the trail.
 Processes are forked from this one, which has imported everything and opened nothing.
 """
 
