@@ -57,7 +57,7 @@ def space_of(plan: Plan) -> Space:
 
 
 def candidate_plan(plan: Plan, choices: Choices, name: str) -> Plan:
-    """Return the plan that trains one candidate: the search's own with the candidate's values, and without the search.
+    """Return the plan that trains one candidate: the search's own with the candidate's values, without tests.
 
     Raises:
         PlanError: a value is none that the plan could have.
@@ -67,6 +67,9 @@ def candidate_plan(plan: Plan, choices: Choices, name: str) -> Plan:
     for key, value in space_of(plan).named(choices).items():
         set_key(data, key, value)
     data |= {"name": name, "mode": "federated" if len(plan.trainers) > 1 else "single"}
+    data["participants"] = [
+        each for each in data["participants"] if each["role"] == "train"
+    ]  # the others test the winner
     return load_plan(data)
 
 

@@ -23,6 +23,10 @@ def plan(small: dict[str, Any]) -> dict[str, Any]:
     return small | {"mode": "nas", "rounds": 3, "search": search}
 
 
+def _candidate(run: Path, number: int) -> Path:
+    return run / "search" / "candidates" / f"{number:04d}"
+
+
 class _StopAfter(Silent):
     """Asks to stop when a number of candidates' lines were heard."""
 
@@ -45,6 +49,9 @@ def test_the_winner_is_trained_from_scratch_and_tested_on_unseen_data(plan: dict
     assert list(result.plan.model.options["hidden"]) == list(winner["choices"]["model.hidden"])
     assert len(result.rounds) == 4
     assert "unseen/loss" in result.metrics
+    asked = [entry.unseen for number in (1, 2) for entry in read_record(_candidate(result.run, number))[1]]
+    assert asked
+    assert not any(asked), "who tests the winner was asked about a candidate"
     assert found["rounds"] == 2 * 1 + 2 * 2
     losses = {trial["number"]: trial["loss"] for trial in found["trials"]}
     assert found["front"] == sorted(found["front"], key=losses.__getitem__)
@@ -81,7 +88,7 @@ def test_every_candidate_is_charged_to_the_ledger(plan: dict[str, Any], tmp_path
     )
     epsilons = [max(spent.epsilon for spent in found.privacy) for found in (result, alone)]
     assert epsilons[0] > 1.3 * epsilons[1]
-    last = read_record(tmp_path / "run/search/candidates/0004")[1][-1].privacy
+    last = read_record(_candidate(tmp_path / "run", 4))[1][-1].privacy
     assert 0 < max(spent.epsilon for spent in last) < epsilons[0]
 
 
