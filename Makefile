@@ -11,7 +11,7 @@ demo: $(VENV)/.package
 	$(BIN)/astrofed simulate configs/quickstart.toml
 
 test: $(VENV)/.package $(VENV)/.tools
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 # What CI runs besides the tests, on the installed package.
 check: $(VENV)/.package $(VENV)/.tools
