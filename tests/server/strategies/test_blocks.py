@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
 
+from astrofed.server.nodes import GridView
 from astrofed.server.strategies.blocks import SHARED, BlockMean, block_of
 from astrofed.server.strategies.build import build_strategy, check_guarantee
 from astrofed.shared.arrays import from_numpy, to_numpy
@@ -20,21 +20,6 @@ MODEL = {
 }
 SITES = {"ann": 1, "bob": 2, "cis": 3, "dan": 4}
 ALLOWED = {"ann": ["a", "b"], "bob": ["a"], "cis": ["a"], "dan": ["b"]}
-
-
-class Nodes(Grid):
-    """A grid of which only the nodes' ids are asked."""
-
-    def get_node_ids(self) -> list[int]:
-        return list(SITES.values())
-
-    def set_run(self, run: Any) -> None: ...
-    @property
-    def run(self) -> Any: ...
-    def create_message(self, *args: Any, **kwargs: Any) -> Any: ...
-    def push_messages(self, messages: Any) -> Any: ...
-    def pull_messages(self, message_ids: Any) -> Any: ...
-    def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Any: ...
 
 
 def plan(**strategy: Any) -> Any:
@@ -72,7 +57,7 @@ def round_of(
     strategy: BlockMean, changes: Mapping[str, Mapping[str, Sequence[float]]], model: Mapping[str, Any] = MODEL
 ) -> dict[str, Any]:
     """One round in which each site adds its changes; sites in the order given."""
-    list(strategy.configure_train(1, from_numpy(model), ConfigRecord(), Nodes()))
+    list(strategy.configure_train(1, from_numpy(model), ConfigRecord(), GridView(None, list(SITES.values()))))
     replies = []
     for name, own in changes.items():
         arrays = {key: (value + np.float32(own.get(key, 0.0))).astype(np.float32) for key, value in model.items()}

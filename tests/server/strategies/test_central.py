@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
 
+from astrofed.server.nodes import GridView
 from astrofed.server.privacy.accounting import FILE
 from astrofed.server.strategies.central import PrivateMean
 from astrofed.shared.arrays import from_numpy, to_numpy
@@ -18,21 +18,6 @@ from astrofed.shared.privacy.noise import UnsafeSeededRandomness
 
 NODES = [4, 7, 2, 9]
 QUIET = {"noise_multiplier": 1e-6, "delta": 0.01}
-
-
-class Nodes(Grid):
-    """A grid of which only the nodes' ids are asked."""
-
-    def get_node_ids(self) -> list[int]:
-        return list(NODES)
-
-    def set_run(self, run: Any) -> None: ...
-    @property
-    def run(self) -> Any: ...
-    def create_message(self, *args: Any, **kwargs: Any) -> Any: ...
-    def push_messages(self, messages: Any) -> Any: ...
-    def pull_messages(self, message_ids: Any) -> Any: ...
-    def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Any: ...
 
 
 class Rounds:
@@ -50,7 +35,9 @@ class Rounds:
     def go(self, updates: Mapping[int, Any]) -> list[int]:
         """Do a round in which those nodes reply with a change of w, if they are asked; return who was asked."""
         self.number += 1
-        messages = list(self.strategy.configure_train(self.number, from_numpy(self.model), ConfigRecord(), Nodes()))
+        messages = list(
+            self.strategy.configure_train(self.number, from_numpy(self.model), ConfigRecord(), GridView(None, NODES))
+        )
         asked = [message.metadata.dst_node_id for message in messages]
         replies = []
         for node, update in updates.items():
@@ -102,7 +89,7 @@ def test_sampling_divides_by_the_expected_number(tmp_path: Path) -> None:
 def test_a_rounds_charge_is_on_the_disk_before_anybody_is_asked(tmp_path: Path) -> None:
     rounds = Rounds(tmp_path, QUIET)
     assert not (tmp_path / FILE).exists()
-    list(rounds.strategy.configure_train(1, from_numpy(rounds.model), ConfigRecord(), Nodes()))
+    list(rounds.strategy.configure_train(1, from_numpy(rounds.model), ConfigRecord(), GridView(None, NODES)))
     assert len((tmp_path / FILE).read_text().splitlines()) == 1
 
 

@@ -6,32 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
 
+from astrofed.server.nodes import GridView
 from astrofed.server.strategies.robust import RobustStrategy
 from astrofed.server.strategies.shares import capped
 from astrofed.shared.arrays import from_numpy, to_numpy
 from astrofed.shared.plan import PlanError
 
 REFERENCE = {"w": np.zeros(3, np.float32), "steps": np.array(3)}
-
-
-class Nodes(Grid):
-    """A grid of which only the nodes' ids are asked."""
-
-    def __init__(self, nodes: Sequence[int]) -> None:
-        self._nodes = nodes
-
-    def get_node_ids(self) -> list[int]:
-        return list(self._nodes)
-
-    def set_run(self, run: Any) -> None: ...
-    @property
-    def run(self) -> Any: ...
-    def create_message(self, *args: Any, **kwargs: Any) -> Any: ...
-    def push_messages(self, messages: Any) -> Any: ...
-    def pull_messages(self, message_ids: Any) -> Any: ...
-    def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Any: ...
 
 
 def replies_of(models: Mapping[int, Any], metrics: Mapping[int, Mapping[str, float]] | None = None) -> list[Message]:
@@ -47,7 +29,7 @@ def replies_of(models: Mapping[int, Any], metrics: Mapping[int, Mapping[str, flo
 def one_round(
     strategy: RobustStrategy, replies: Sequence[Message]
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    nodes = Nodes([reply.metadata.src_node_id for reply in replies])
+    nodes = GridView(None, [reply.metadata.src_node_id for reply in replies])
     list(strategy.configure_train(1, from_numpy(REFERENCE), ConfigRecord(), nodes))
     arrays, metrics = strategy.aggregate_train(1, replies)
     return (to_numpy(arrays) if arrays else None), (dict(metrics) if metrics else None)
@@ -61,7 +43,7 @@ def test_all_nodes_are_asked_in_order_with_the_same_record() -> None:
     config = ConfigRecord({"plan": "x"})
     arrays = from_numpy(REFERENCE)
     for kind, configure in (("train", strategy.configure_train), ("evaluate", strategy.configure_evaluate)):
-        messages = list(configure(5, arrays, config, Nodes([8, 2, 6])))
+        messages = list(configure(5, arrays, config, GridView(None, [8, 2, 6])))
         assert [(m.metadata.dst_node_id, m.metadata.message_type) for m in messages] == [
             (8, kind),
             (2, kind),
@@ -90,7 +72,7 @@ def test_multi_krum_leaves_the_liar_out_and_says_so() -> None:
 def test_one_selected_reply_goes_on_as_the_bytes_that_came() -> None:
     replies = replies_of({**HONEST, 5: [50, 50, 50]})
     strategy = RobustStrategy("krum", f=1)
-    list(strategy.configure_train(1, from_numpy(REFERENCE), ConfigRecord(), Nodes([3, 9, 4, 7, 5])))
+    list(strategy.configure_train(1, from_numpy(REFERENCE), ConfigRecord(), GridView(None, [3, 9, 4, 7, 5])))
     arrays, _ = strategy.aggregate_train(1, replies)
     assert arrays is not None and list(arrays) == list(REFERENCE)
     sent = [reply.content.array_records["arrays"]["w"].data for reply in replies]
@@ -274,7 +256,7 @@ def test_buckets_are_drawn_anew_each_round_and_alike_for_one_seed() -> None:
     def middle(seed: int, number: int) -> float:
         strategy = RobustStrategy("median", ["bucketing"], f=1, options={"bucket_size": 2}, seed=seed)
         replies = replies_of(models)
-        list(strategy.configure_train(number, from_numpy(REFERENCE), ConfigRecord(), Nodes(list(models))))
+        list(strategy.configure_train(number, from_numpy(REFERENCE), ConfigRecord(), GridView(None, list(models))))
         arrays, _ = strategy.aggregate_train(number, replies)
         assert arrays is not None
         return float(to_numpy(arrays)["w"][0])

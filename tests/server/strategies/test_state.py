@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi, QFedAvg, Strategy
 from numpy.typing import NDArray
 
+from astrofed.server.nodes import GridView
 from astrofed.server.strategies.state import BadStrategyState, restore_state, strategy_state
 from astrofed.shared.arrays import from_numpy, to_numpy
 
@@ -27,22 +27,9 @@ STRATEGIES: dict[str, Any] = {
 }
 
 
-class ThreeNodes(Grid):
-    def get_node_ids(self) -> list[int]:
-        return list(NODES)
-
-    def set_run(self, run: Any) -> None: ...
-    @property
-    def run(self) -> Any: ...
-    def create_message(self, *args: Any, **kwargs: Any) -> Any: ...
-    def push_messages(self, messages: Any) -> Any: ...
-    def pull_messages(self, message_ids: Any) -> Any: ...
-    def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Any: ...
-
-
 def one_round(strategy: Strategy, number: int, model: Arrays) -> Arrays:
     """Each node pulls the model towards its own target, with noise of the round."""
-    orders = strategy.configure_train(number, from_numpy(model), ConfigRecord(), ThreeNodes())
+    orders = strategy.configure_train(number, from_numpy(model), ConfigRecord(), GridView(None, NODES))
     replies = []
     for order in sorted(orders, key=lambda message: message.metadata.dst_node_id):
         node = order.metadata.dst_node_id
