@@ -2,16 +2,14 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from astrofed.shared.plan_base import Section
 
 Number = int | Annotated[float, Field(allow_inf_nan=False)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
-
-
-class Bounds(_Section):
+class Bounds(Section):
     """The range of a key whose values evolve; two whole numbers mean that it takes whole numbers."""
 
     low: Number
@@ -33,7 +31,7 @@ class Bounds(_Section):
         return isinstance(self.low, int) and isinstance(self.high, int)
 
 
-class Evolution(_Section):
+class Evolution(Section):
     """Population-based training, for mode "evolution": weights and settings of the training evolve together.
 
     Jaderberg et al. (2017), "Population based training of neural networks", arXiv:1711.09846, section 3.

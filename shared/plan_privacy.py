@@ -1,0 +1,82 @@
+"""The plan's sections on differential privacy: at each participant, and at the server."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from astrofed.shared.plan_base import Fraction, Positive, Section
+
+
+class Privacy(Section):
+    """Differential privacy at each participant: give `epsilon` (the noise is found) or `noise_multiplier`."""
+
+    epsilon: Positive | None = None
+    noise_multiplier: Positive | None = None
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    clipping_norm: Positive = 1.0
+    """No unit's gradient counts for more than this length; with adaptive clipping, the length to begin with."""
+    clipping: Literal["flat", "per-layer", "adaptive"] = "flat"
+    """A unit's gradient is clipped as a whole, each layer by itself, or as a whole to a norm that follows the units."""
+    clipping_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Adaptive clipping aims at this share of units whose gradients are not clipped."""
+    micro_batch: Annotated[int, Field(ge=1)] | None = None
+    """Units whose gradients are in memory at once (samples, where units have many); by default a few hundred MB."""
+    sampling: Literal["poisson"] = "poisson"
+    unit: str
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.epsilon is None) == (self.noise_multiplier is None):
+            raise ValueError("give exactly one of epsilon and noise_multiplier")
+        if self.clipping != "adaptive" and self.clipping_quantile != 0.5:
+            raise ValueError("clipping_quantile is for clipping = 'adaptive'; set that, or leave the quantile out")
+        return self
+
+    @field_validator("sampling", mode="before")
+    @classmethod
+    def _accounted(cls, sampling: object) -> object:
+        if sampling != "poisson":
+            raise ValueError(
+                "epsilon is computed for Poisson sampling, where each step draws every unit independently of the "
+                "others; shuffled or fixed batches cost more than it says: leave the key out, or set 'poisson'"
+            )
+        return sampling
+
+
+class CentralPrivacy(Section):
+    """Differential privacy at the server, for each participant as a whole, against readers of the models.
+
+    Give `epsilon` (the noise is found) or `noise_multiplier`. For strategy "private-mean", which says what is done.
+    """
+
+    epsilon: Positive | None = None
+    noise_multiplier: Positive | None = None
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    mechanism: Literal["gaussian", "tree"] = "gaussian"
+    """Noise of its own in every round, or noise of a binary tree over the rounds, in which noise adds up slowly."""
+    sampling_rate: Fraction = 1.0
+    """Probability with which a participant is asked in a round ("gaussian"); whom it was is kept secret."""
+    cohorts: Annotated[int, Field(ge=2)] | None = None
+    """Groups of participants that take turns ("tree"); each participant is asked once in as many rounds."""
+    clipping_norm: Positive = 1.0
+    """No participant's update counts for more than this length; with adaptive clipping, the length to begin with."""
+    clipping: Literal["fixed", "adaptive"] = "fixed"
+    clipping_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Adaptive clipping aims at this share of updates that are not clipped."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if (self.epsilon is None) == (self.noise_multiplier is None):
+            raise ValueError("give exactly one of epsilon and noise_multiplier")
+        if self.mechanism == "tree" and self.cohorts is None:
+            raise ValueError("mechanism = 'tree' needs cohorts: in how many groups the participants take turns")
+        if self.mechanism == "tree" and (self.sampling_rate != 1 or self.clipping == "adaptive"):
+            raise ValueError(
+                "mechanism = 'tree' asks by turns and keeps one norm for a whole tree: remove sampling_rate and "
+                "clipping = 'adaptive', or use mechanism = 'gaussian'"
+            )
+        if self.mechanism == "gaussian" and self.cohorts is not None:
+            raise ValueError("cohorts is for mechanism = 'tree'; set that, or use sampling_rate")
+        if self.clipping != "adaptive" and self.clipping_quantile != 0.5:
+            raise ValueError("clipping_quantile is for clipping = 'adaptive'; set that, or leave the quantile out")
+        return self
