@@ -30,7 +30,7 @@ from astrofed.client.site import Site
 from astrofed.client.task import Task, TrainInstruction
 from astrofed.client.update_checks import Form
 from astrofed.shared import records, registry
-from astrofed.shared.arrays import load_into
+from astrofed.shared.arrays import from_model, load_into
 from astrofed.shared.errors import UserMistake
 from astrofed.shared.models.base import Model, build_model
 from astrofed.shared.plan import Plan, PlanError, check_options, plan_from_json
@@ -38,6 +38,7 @@ from astrofed.shared.seeds import derive_seed
 
 ERROR_CODE = 2  # Flower's code for "the client app raised an exception"
 OpenSite = Callable[[Context, Plan], Site]
+Answer = Callable[[Message, Context], Message]
 RecordT = TypeVar("RecordT", ArrayRecord, ConfigRecord)
 
 
@@ -66,7 +67,7 @@ class _Desk:
     def model(self, plan: Plan, key: str) -> tuple[Model, Form]:
         if getattr(self._local, "key", None) != key:
             model = build_model(plan)
-            self._local.key, self._local.found = key, (model, Form.of(model))
+            self._local.key, self._local.found = key, (model, Form.of(from_model(model)))
         found: tuple[Model, Form] = self._local.found
         return found
 
@@ -89,13 +90,26 @@ def open_task(plan: Plan, site: Site) -> Task:
 
 def build_client_app(open_site: OpenSite) -> ClientApp:
     """Return the client app for the sites that `open_site` knows."""
-    app, desk = ClientApp(), _Desk()
-    for kind, handler in _HANDLERS.items():
-        category, _, action = kind.partition(".")
-        register = {"query": app.query, "train": app.train, "evaluate": app.evaluate}[category]
-        decorate = register(action) if action else register()
-        decorate(_guarded(handler, desk, open_site))
-    return app
+    desk = _Desk()
+    return _App({kind: _guarded(handler, desk, open_site) for kind, handler in _HANDLERS.items()})
+
+
+class _App(ClientApp):
+    """Flower's app, which finds what answers a kind of request without taking its name apart each time."""
+
+    def __init__(self, answers: Mapping[str, Answer]) -> None:
+        super().__init__()
+        self._answers = answers
+        for kind, answer in answers.items():
+            category, _, action = kind.partition(".")
+            register = {"query": self.query, "train": self.train, "evaluate": self.evaluate}[category]
+            decorate = register(action) if action else register()
+            decorate(answer)
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer a message; of other kinds than those known Flower says what is wrong."""
+        answer = self._answers.get(records.kind(message))
+        return answer(message, context) if answer is not None else super().__call__(message, context)
 
 
 @dataclass(slots=True)
@@ -176,7 +190,7 @@ _HANDLERS: Mapping[str, Handler] = {  # every kind of request, by Flower's messa
 }
 
 
-def _guarded(handler: Handler, desk: _Desk, open_site: OpenSite) -> Callable[[Message, Context], Message]:
+def _guarded(handler: Handler, desk: _Desk, open_site: OpenSite) -> Answer:
     """Let a request in, have it answered, and let out only what was cleared; a mistake becomes an error reply."""
 
     def handle(message: Message, context: Context) -> Message:

@@ -22,9 +22,9 @@ from astrofed.client.privacy.proof import SpendingProof
 from astrofed.client.refusing import Withheld
 from astrofed.client.site import Site, SiteSummary
 from astrofed.client.task import Statistics, Task, TrainOutcome
-from astrofed.client.update_checks import Form, is_finite, update_norm
+from astrofed.client.update_checks import Form, update_norm
 from astrofed.shared import records
-from astrofed.shared.arrays import from_model
+from astrofed.shared.arrays import WrongArrays, from_model
 from astrofed.shared.errors import AstrofedError
 from astrofed.shared.plan import Plan
 
@@ -34,6 +34,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _UNIT = re.compile(r"[A-Za-z][A-Za-z -]{0,39}")
 _LARGEST_STATISTICS = 10**6  # numbers
 _LONGEST_DESCRIPTION = 300
+_OTHER_ARRAYS = "the trained model has other arrays than the global model; only those may leave"
 
 
 class NonFiniteMetric(AstrofedError):
@@ -101,12 +102,13 @@ class Gate:
                 that the ledger knows nothing of.
         """
         rules = self._rules
-        if not asked.fits(model):
-            raise Withheld("the trained model has other arrays than the global model; only those may leave")
-        if not is_finite(model):
+        arrays = _arrays(model)
+        if not asked.fits(arrays):
+            raise Withheld(_OTHER_ARRAYS)
+        if not asked.is_finite(arrays):
             raise Withheld(f"the trained model is not finite in round {number}; lower training.learning_rate")
         if rules is not None and rules.max_update_norm is not None:
-            length = update_norm(model, sent)
+            length = update_norm(arrays, sent)
             if length > rules.max_update_norm:
                 raise Withheld(f"the update is longer than the {rules.max_update_norm:g} that the site's policy allows")
         spent = dict[str, float]()
@@ -117,7 +119,7 @@ class Gate:
         metrics = self._training_metrics(outcome.metrics, spent)
         count = self._count(outcome.num_examples, training=True)
         told = _record({**metrics, COUNT: count})
-        return Cleared(records.content({"arrays": from_model(model), "metrics": told}))
+        return Cleared(records.content({"arrays": arrays, "metrics": told}))
 
     def scores(
         self,
@@ -182,6 +184,14 @@ class Gate:
         if not rules.describe:
             return replace(summary, description="its policy keeps what the data are")
         return replace(summary, description=summary.description[:_LONGEST_DESCRIPTION])
+
+
+def _arrays(model: nn.Module) -> ArrayRecord:
+    """Return a copy of a model's arrays, which is what is checked and what leaves."""
+    try:
+        return from_model(model)
+    except WrongArrays:
+        raise Withheld(_OTHER_ARRAYS) from None
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:

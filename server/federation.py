@@ -163,7 +163,7 @@ class Federation:
         messages = self._ask_to_train(number, self.roster.with_role("train"))
         replies = self._send(messages)
         self._note_privacy(replies)
-        questions = {records.receiver(message): message.metadata.message_id for message in messages}
+        questions = {records.receiver(message): records.identifier(message) for message in messages}
         expected = {node: count for node, count in self.roster.num_examples.items() if node in questions}
         accepted, rejected = screen_training(
             replies, self.model, expected, questions=questions, max_norm=plan.strategy.max_norm
@@ -382,15 +382,20 @@ def _scalars(record: MetricRecord | None) -> dict[str, float]:
 
 
 def _size(messages: Iterable[Message]) -> int:
-    """Return the bytes of all arrays; a record that many messages share is read once."""
+    """Return the bytes of all arrays; a content that many messages share is read once."""
     sizes: dict[int, int] = {}
     total = 0
     for message in messages:
-        for record in records.items(message.content).values() if message.has_content() else ():
-            if not isinstance(record, ArrayRecord):
-                continue
-            size = sizes.get(id(record))
-            if size is None:
-                size = sizes[id(record)] = sum([len(array.data) for array in records.items(record).values()])
-            total += size
+        if not message.has_content():
+            continue
+        content = message.content
+        size = sizes.get(id(content))
+        if size is None:
+            size = 0
+            for record in records.items(content).values():
+                if isinstance(record, ArrayRecord):
+                    for array in records.items(record).values():
+                        size += len(array.data)
+            sizes[id(content)] = size
+        total += size
     return total

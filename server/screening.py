@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from astrofed.server.aggregation.updates import Updates
 from astrofed.shared import records
-from astrofed.shared.arrays import Expected, MalformedArray, stored, view
+from astrofed.shared.arrays import Expected, MalformedArray, only_finite, stored, view
 
 LARGEST = float(np.finfo(np.float32).max)
 """Bound on every value: squares of it, summed over any model, stay within float64."""
@@ -68,7 +68,7 @@ def screen_training(
     forms = {name: Expected.like(array) for name, array in reference.items()}
     for node, reply in singles.items():
         try:
-            if questions is not None and reply.metadata.reply_to_message_id != questions[node]:
+            if questions is not None and records.answered(reply) != questions[node]:
                 raise _Unusable("stale: it answers another message than this round's")
             content = _content(reply, "train")
             arrays = _model(_only(content, ArrayRecord, "arrays"), reference, forms, max_norm)
@@ -164,7 +164,7 @@ def _content(reply: Message, kind: str) -> RecordDict:
         raise _Unusable(_printable(reply.error.reason or "") or f"error {reply.error.code} without a reason")
     if not reply.has_content():
         raise _Unusable("the reply is empty")
-    told = reply.metadata.message_type
+    told = records.kind(reply)
     if told != kind and str(told).partition(".")[0] != kind:
         raise _Unusable(f"a reply of type {_printable(str(told))!r}; {kind!r} was asked for")
     return reply.content
@@ -226,6 +226,8 @@ def _read(array: Array, name: str) -> NDArray[Any]:
 
 def _check_finite(array: NDArray[Any], name: str) -> None:
     if array.dtype.kind != "f":
+        return
+    if array.dtype.itemsize <= 4 and array.ndim == 1 and only_finite(array):
         return
     finite = np.abs(array) <= LARGEST if array.dtype.itemsize > 4 else np.isfinite(array)
     if not finite.all():

@@ -20,6 +20,7 @@ from astrofed.shared import records
 from astrofed.shared.errors import AstrofedError
 from astrofed.shared.slots import Slot, find_slots
 
+_FEW = 4096  # numbers that are looked at one by one
 NPY = "numpy.ndarray"  # Flower's name for arrays stored as `.npy`
 
 
@@ -112,12 +113,34 @@ def view(array: Array, name: str) -> NDArray[Any]:
 
 
 def from_state_dict(state: Mapping[str, Tensor]) -> ArrayRecord:
-    """Return Flower's record of a model's state."""
-    return from_numpy({name: tensor.cpu().numpy() for name, tensor in state.items()})
+    """Return Flower's record of a model's state.
+
+    Raises:
+        WrongArrays: the state holds what numpy has no arrays for.
+    """
+    try:
+        return from_numpy({name: tensor.cpu().numpy() for name, tensor in state.items()})
+    except (TypeError, RuntimeError) as error:  # bfloat16 and its like
+        raise WrongArrays(f"the model's state holds what numpy has no arrays for: {error}") from error
+
+
+def only_finite(flat: NDArray[Any]) -> bool:
+    """Say whether all numbers (values,) are finite.
+
+    Many are squared and added first, in one fast pass without another array: only where a number isn't finite, or
+    squares overflow, neither is the sum, and each is looked at.
+    """
+    if flat.dtype.kind not in "fc":
+        return True
+    if flat.size > _FEW:
+        with np.errstate(over="ignore", invalid="ignore"):
+            if math.isfinite(abs(np.dot(flat, flat))):
+                return True
+    return int(np.count_nonzero(np.isfinite(flat))) == flat.size
 
 
 def from_model(model: nn.Module) -> ArrayRecord:
-    """Return Flower's record of a model's parameters and buffers."""
+    """Return Flower's record of a model's parameters and buffers (errors as `from_state_dict`)."""
     slots = find_slots(model)
     if slots is None:
         return from_state_dict(model.state_dict())

@@ -73,6 +73,29 @@ def receiver(message: Message) -> int:
     return node
 
 
+def kind(message: Message) -> str:
+    """Return what a message asks for, by Flower's type ("train" …)."""
+    told: str = message.__dict__["_metadata"].__dict__["_message_type"]
+    return told
+
+
+def identifier(message: Message) -> str:
+    """Return a message's id."""
+    told: str = message.__dict__["_metadata"].__dict__["_message_id"]
+    return told
+
+
+def answered(reply: Message) -> str:
+    """Return the id of the message that a reply answers."""
+    told: str = reply.__dict__["_metadata"].__dict__["_reply_to_message_id"]
+    return told
+
+
+def identify(message: Message, identifier: str) -> None:
+    """Give a message its id, as the link does that takes it."""
+    message.__dict__["_metadata"].__dict__["_message_id"] = identifier
+
+
 def messages(records: RecordDict, kind: str, nodes: Iterable[int]) -> list[Message]:
     """Return a message of a kind ("train" …) to each node, all with the same content."""
     made: list[Message] = []

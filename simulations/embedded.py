@@ -86,7 +86,7 @@ class EmbeddedGrid(Grid):
 
     def _run(self, messages: list[Message]) -> list[Message]:
         for message in messages:
-            _identify(message, f"{self._run_id:x}-{next(self._sequence)}")
+            records.identify(message, f"{self._run_id:x}-{next(self._sequence)}")
         if self._pool is None:
             return [self._answer(message) for message in messages]
         answers = [self._pool.submit(self._answer, message) for message in messages]
@@ -100,7 +100,7 @@ class EmbeddedGrid(Grid):
 
     def _answer(self, message: Message) -> Message:
         reply = self._call(message)
-        _identify(reply, f"{message.metadata.message_id}-reply")
+        records.identify(reply, f"{records.identifier(message)}-reply")
         return reply
 
     def _call(self, message: Message) -> Message:
@@ -114,10 +114,6 @@ class EmbeddedGrid(Grid):
             return self._client_app(private, context)
         except Exception as error:  # noqa: BLE001 - as in every Flower runtime, a client's failure becomes an error reply
             return _error_reply(message, f"{type(error).__name__}: {error}")
-
-
-def _identify(message: Message, identifier: str) -> None:
-    message.metadata.__dict__["_message_id"] = identifier
 
 
 def _error_reply(message: Message, reason: str) -> Message:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from astrofed.client.update_checks import Form, is_finite, layout, update_norm
-from astrofed.shared.arrays import from_state_dict
+from astrofed.client.update_checks import Form, update_norm
+from astrofed.shared.arrays import WrongArrays, from_model, from_state_dict
 from astrofed.shared.slots import find_slots
 
 
@@ -24,51 +24,70 @@ class Plain(nn.Module):
         assert (find_slots(self) is None) is slow
 
 
+def finite(model: nn.Module) -> bool:
+    record = from_model(model)
+    return Form.of(record).is_finite(record)
+
+
 @pytest.mark.parametrize("slow", [False, True])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("kind", [torch.float16, torch.float32, torch.float64, torch.complex64])
 def test_one_number_that_is_not_finite_is_found(bad: float, kind: torch.dtype, slow: bool) -> None:
     values = torch.zeros(70_000, dtype=kind)
     model = Plain(c=values, slow=slow)
-    assert is_finite(model)
+    assert finite(model)
     values[69_999] = bad
-    assert not is_finite(model)
+    assert not finite(model)
 
 
 def test_large_numbers_are_finite_though_their_squares_are_not() -> None:
-    assert is_finite(Plain(c=torch.full((3,), 3e38)))
-    assert is_finite(Plain(c=torch.full((3,), 6e4, dtype=torch.float16)))
-    assert is_finite(Plain(c=torch.tensor([2**62])))  # integers always are
-    assert is_finite(Plain(c=torch.zeros(0)))
-    assert not is_finite(Plain(c=torch.tensor([3e38, math.inf])))
+    assert finite(Plain(c=torch.full((3,), 3e38)))
+    assert finite(Plain(c=torch.full((3,), 1e200, dtype=torch.float64)))
+    assert finite(Plain(c=torch.full((3,), 6e4, dtype=torch.float16)))
+    assert finite(Plain(c=torch.full((3,), 3e38, dtype=torch.complex64)))
+    assert finite(Plain(c=torch.tensor([2**62])))  # integers always are
+    assert finite(Plain(c=torch.zeros(0)))
+    assert not finite(Plain(c=torch.tensor([3e38, math.inf])))
+    assert not finite(Plain(c=torch.tensor(math.nan)))
 
 
 def test_the_length_is_over_all_arrays() -> None:
     before, after = Plain(), Plain()
-    sent = from_state_dict(before.state_dict())
-    assert update_norm(after, sent) == 0.0
+    sent = from_model(before)
+    assert update_norm(from_model(after), sent) == 0.0
     for name, change in (("a", 3e-3), ("b", -0.5)):
         after.get_buffer(name).add_(change)
     pairs = zip(after.state_dict().values(), before.state_dict().values(), strict=True)
     expected = math.sqrt(sum(float((new.double() - old.double()).square().sum()) for new, old in pairs))
-    assert update_norm(after, sent) == pytest.approx(expected, rel=1e-12)
+    assert update_norm(from_model(after), sent) == pytest.approx(expected, rel=1e-12)
     counts = Plain(n=torch.tensor(4))
-    sent = from_state_dict(counts.state_dict())
+    sent = from_model(counts)
     counts.get_buffer("n").add_(3)
-    assert update_norm(counts, sent) == 3.0
+    assert update_norm(from_model(counts), sent) == 3.0
 
 
 @pytest.mark.parametrize("slow", [False, True])
 def test_a_form_fits_while_names_order_shapes_and_types_stay(slow: bool) -> None:
     model = Plain(slow=slow)
-    form = Form.of(model)
+    form = Form.of(from_model(model))
+
+    def fits(model: nn.Module) -> bool:
+        return form.fits(from_model(model))
+
     model.get_buffer("a").zero_()
-    assert form.fits(model) and form.fits(Plain(slow=slow))
-    assert not form.fits(Plain(slow=slow, c=torch.zeros(1)))
-    assert not form.fits(Plain(slow=slow, a=torch.zeros(100_001, dtype=torch.float64)))
-    assert not form.fits(Plain(slow=slow, b=torch.ones(5, 3, dtype=torch.float64)))
+    assert fits(model) and fits(Plain(slow=slow))
+    assert not fits(Plain(slow=slow, c=torch.zeros(1)))
+    assert not fits(Plain(slow=slow, a=torch.zeros(100_001, dtype=torch.float64)))
+    assert not fits(Plain(slow=slow, b=torch.ones(5, 3, dtype=torch.float64)))
     model.a = torch.zeros(100_001)
-    assert form.fits(model)  # other memory, the same form
+    assert fits(model)  # other memory, the same form
     model.a = torch.zeros(7)
-    assert not form.fits(model)
-    assert layout({"x": torch.zeros(1), "y": torch.zeros(1)}) != layout({"y": torch.zeros(1), "x": torch.zeros(1)})
+    assert not fits(model)
+    state = {"x": torch.zeros(1), "y": torch.zeros(1)}
+    turned = dict(reversed(state.items()))
+    assert not Form.of(from_state_dict(state)).fits(from_state_dict(turned))
+
+
+def test_what_numpy_has_no_arrays_for_is_named() -> None:
+    with pytest.raises(WrongArrays, match="numpy has no arrays for"):
+        from_model(nn.Linear(2, 2).bfloat16())
