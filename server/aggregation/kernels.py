@@ -28,7 +28,7 @@ from astrofed.server.aggregation.vectors import (
     squares_between,
     squares_within,
 )
-from astrofed.server.aggregation.vectors_sorting import exchange, load_block, sort_few
+from astrofed.server.aggregation.vectors_sorting import exchange, load_block, sort_few, sort_mixed
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 ROWS = 10  # read side by side: of more, the machine does not foresee what is read next
@@ -72,6 +72,30 @@ def _wide_square(first: int, second: int, width: int, like: Any) -> float:
 
 
 @compiled
+def _squares(
+    at: Any, i: int, j: int, few: int, begin: int, width: int, sums: Any, rows: int, ahead: int, like: Any
+) -> None:
+    """Put the squared distances of the tile at (i, j), `few` rows wide, into `sums`: see `squares_between`."""
+    if i < j:
+        if few == 4:
+            squares_between(at, i, j, begin, width, sums, rows, ahead, like, 4)
+        elif few == 3:
+            squares_between(at, i, j, begin, width, sums, rows, ahead, like, 3)
+        elif few == 2:
+            squares_between(at, i, j, begin, width, sums, rows, ahead, like, 2)
+        else:
+            squares_between(at, i, j, begin, width, sums, rows, ahead, like, 1)
+    elif few == 4:
+        squares_within(at, i, j, begin, width, sums, rows, ahead, like, 4)
+    elif few == 3:
+        squares_within(at, i, j, begin, width, sums, rows, ahead, like, 3)
+    elif few == 2:
+        squares_within(at, i, j, begin, width, sums, rows, ahead, like, 2)
+    else:
+        squares_within(at, i, j, begin, width, sums, rows, ahead, like, 1)
+
+
+@compiled
 def add_distances(addresses: Any, pieces: Any, block: int, like: Any, distances: Any) -> None:
     """Add the squared distances between clients over the pieces to `distances` (n, n), above the diagonal.
 
@@ -91,10 +115,7 @@ def add_distances(addresses: Any, pieces: Any, block: int, like: Any, distances:
                     for c in range(begin, end, RUN):
                         offset, width = c * size, min(RUN, end - c)
                         whole = width // (REGISTER // size) * (REGISTER // size)
-                        if i == j:
-                            squares_within(at, i, j, offset, whole, sums, soon, block * size, like)
-                        else:
-                            squares_between(at, i, j, offset, whole, sums, soon, block * size, like)
+                        _squares(at, i, j, min(TILE, n - j), offset, whole, sums, soon, block * size, like)
                         rest = offset + whole * size
                         for a in range(i, min(i + TILE, n)):
                             for b in range(max(j, a + 1), min(j + TILE, n)):
@@ -326,6 +347,54 @@ def few_in_place(n: int, first: int, stop: int) -> Callable[..., None]:
                     at[:] = beside
                     offset, target = 0, last.ctypes.data
                 sort_few(at, offset, steps, target, like, n, first, stop, like)
+            if whole < end - begin:
+                result = carray(pointer(results[array] + (begin + whole) * size, like), (end - begin - whole,))
+                for c in range(len(result)):
+                    result[c] = last[c]
+
+    return few
+
+
+@lru_cache(maxsize=64)
+def few_mixed(held: int, n: int, first: int, stop: int) -> Callable[..., None]:
+    """Return the same for n mixes of `held` rows, which are kept in registers as soon as they are mixed.
+
+    It takes (addresses, pieces, starts, members, weights, centre, like, rows, results), as `order_statistics` does;
+    mixes are summed in the type of `weights`.
+    """
+
+    @compiled
+    def few(
+        addresses: Any,
+        pieces: Any,
+        starts: Any,
+        members: Any,
+        weights: Any,
+        centre: int,
+        like: Any,
+        rows: Any,
+        results: Any,
+    ) -> None:
+        size, last = like.itemsize, np.zeros(LANES, like.dtype)
+        lanes = REGISTER // size
+        at, beside = np.empty(held, np.int64), np.empty(held, np.int64)
+        for k in range(held):
+            beside[k] = rows[k].ctypes.data
+        for array, begin, end in pieces:
+            for k in range(held):
+                at[k] = addresses[array, k]
+            whole = (end - begin) // lanes * lanes
+            for task in range(2):  # the whole registers, and what remains
+                steps = whole // lanes if task == 0 else 1
+                offset, target = begin * size, results[array] + begin * size
+                if task == 1:
+                    width = end - begin - whole
+                    if width == 0:
+                        continue
+                    _load(addresses, array, begin + whole, width, like, rows)
+                    at[:] = beside
+                    offset, target = 0, last.ctypes.data
+                sort_mixed(at, offset, steps, target, starts, members, weights, centre, like, held, n, first, stop)
             if whole < end - begin:
                 result = carray(pointer(results[array] + (begin + whole) * size, like), (end - begin - whole,))
                 for c in range(len(result)):

@@ -22,6 +22,7 @@ TASKS = 32
 GRAIN = 1 << 15  # columns of the smallest task; a multiple of every block
 MANY = 1 << 18  # columns from which it pays to compile for one number of rows: half a second, once
 PARTIAL_BYTES = 32 << 20  # for the tasks' distances, before they are added
+SHORT = 2  # updates of which a mix may be summed in the arrays' own type: one rounding more
 CACHE_BYTES = 640 << 10  # of a block whose pairs are compared
 
 
@@ -87,21 +88,37 @@ def order_statistic(
         ranks = np.array([0, 0, reduction.keep])
     else:
         ranks = np.array([reduction.first, reduction.stop, 0])
-    weights = np.empty((0, 0)) if mixing is None else _around_common(mixing)
+    weights = np.empty((0, 0)) if mixing is None else _around_common(_without(mixing, centre))
     starts = np.concatenate([[0], np.cumsum(np.count_nonzero(weights, axis=1))]).astype(np.int64)
     members = np.nonzero(weights)[1].astype(np.int64)
+    shares = weights[weights != 0]
+    short = mixing is not None and np.diff(starts).max() <= SHORT and not np.diff(starts)[-1]
     held = 0 if mixing is None else len(clients)
     for segment in updates.segments(clients, result):
         kind, near = np.dtype(np.float64) if wide and mixing is not None else segment.dtype, False
-        rest: tuple[Any, ...] = (starts, members, weights[weights != 0], centre, np.zeros(1, segment.dtype))
+        like = np.zeros(1, segment.dtype)
+        rest: tuple[Any, ...] = (starts, members, shares, centre, like)
         if isinstance(reduction, MeanOfRanks) and count <= kernels.FEW and segment.sizes.sum() >= MANY:
-            near = mixing is None and count <= kernels.NEAR
-            few = (kernels.few_in_place if near else kernels.few_ranks)(count, reduction.first, reduction.stop)
-            call, rest = partial(few, segment.addresses), rest[-1:] if near else rest
+            ends = reduction.first, reduction.stop
+            near = kind == segment.dtype and count <= kernels.NEAR
+            if near and mixing is None:
+                call, rest = partial(kernels.few_in_place(count, *ends), segment.addresses), (like,)
+            elif near:
+                call = partial(kernels.few_mixed(held, count, *ends), segment.addresses)
+                rest = (starts, members, shares.astype(kind) if short else shares, centre, like)
+            else:
+                call = partial(kernels.few_ranks(count, *ends), segment.addresses)
         else:
             call, rest = partial(kernels.order_statistics, segment.addresses), (exchanges, ranks, *rest)
-        room = (kind, held, count, near)
-        _run([partial(_with_rows, call, pieces, rest, room, segment.results) for pieces in _tasks(segment)])
+        room = (held or count,) if near else (held, count)
+        _run([partial(_with_rows, call, pieces, rest, room, kind, segment.results) for pieces in _tasks(segment)])
+
+
+def _without(mixing: Floats, centre: int) -> Floats:
+    """Return weights without those of the row that the others are measured from, whose difference is zero."""
+    others = mixing.copy()
+    others[:, centre] = 0.0
+    return others
 
 
 def _around_common(mixing: Floats) -> Floats:
@@ -120,13 +137,12 @@ def _with_rows(
     call: Callable[..., None],
     pieces: Integers,
     rest: tuple[Any, ...],
-    room: tuple[np.dtype[Any], int, int, bool],
+    room: Sequence[int],
+    kind: np.dtype[Any],
     results: Integers,
 ) -> None:
-    """Give each thread rows of its own, for as long as it works; `room` says of what type and how many."""
-    kind, held, count, near = room
-    rows = (_aligned(count, kind),) if near else (_aligned(held, kind), _aligned(count, kind))
-    call(pieces, *rest, *rows, results)
+    """Give each thread rows of its own, as many arrays of so many as `room` says, for as long as it works."""
+    call(pieces, *rest, *(_aligned(rows, kind) for rows in room), results)
 
 
 def _aligned(rows: int, kind: np.dtype[Any]) -> NDArray[Any]:

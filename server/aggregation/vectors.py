@@ -26,6 +26,7 @@ AHEAD = 256  # bytes
 LONG, SHORT, BYTES = ir.IntType(64), ir.IntType(32), ir.IntType(8).as_pointer()
 
 generated: Callable[[Callable[..., Any]], Callable[..., Any]] = intrinsic
+literal: Callable[[Callable[..., Any]], Callable[..., Any]] = intrinsic(prefer_literal=True)
 carray: Callable[..., Any] = cast(Any, numba).carray
 code: Any = cgutils
 numeric: Any = types
@@ -52,52 +53,60 @@ def prefetch(typing: Any, address: Any) -> Any:
     return numeric.void(numeric.int64), generate
 
 
-def _tile(diagonal: bool) -> Callable[..., Any]:
-    """Return the intrinsic for TILE clients and others, or for TILE clients among themselves (each pair once)."""
+@literal
+def squares_between(
+    typing: Any, at: Any, i: Any, j: Any, begin: Any, width: Any, sums: Any, rows: Any, ahead: Any, like: Any, few: Any
+) -> Any:
+    """Put the squared distances of rows i … and j … into `sums` (TILE, TILE): TILE rows from i on, and `few` from j on.
 
-    @generated
-    def add(
-        typing: Any, at: Any, i: Any, j: Any, begin: Any, width: Any, sums: Any, rows: Any, ahead: Any, like: Any
-    ) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            places, _ = array_data(context, builder, signature.args[0], arguments[0])
-            totals, _ = array_data(context, builder, signature.args[5], arguments[5])
-            value, size = context.get_data_type(like.dtype), like.dtype.bitwidth // 8
-            lanes = REGISTER // size
-            vector = ir.VectorType(value, lanes)
-            pairs = [(a, b) for a in range(TILE) for b in range(a + 1 if diagonal else 0, TILE)]
-            squares = {pair: _variable(builder, vector) for pair in pairs}
-            mine, its, soon = (
-                [builder.load(builder.gep(places, [builder.add(row, LONG(k))])) for k in range(count)]
-                for row, count in ((arguments[1], TILE), (arguments[2], TILE), (arguments[6], SOON))
-            )
-            with _steps(builder, arguments[4], lanes) as column:
-                offset = builder.add(arguments[3], builder.mul(column, LONG(size)))
-                xs = [load_vector(builder, builder.add(address, offset), vector, size) for address in mine]
-                ys = xs if diagonal else [load_vector(builder, builder.add(row, offset), vector, size) for row in its]
-                for address in soon:
-                    prefetch_line(builder, builder.add(address, builder.add(offset, arguments[7])))
-                for (a, b), total in squares.items():
-                    difference = builder.fsub(xs[a], ys[b])
-                    builder.store(_fma(builder, difference, difference, builder.load(total)), total)
+    `at` are the rows' addresses; the columns begin `begin` bytes after them, and of `width` a whole number of registers
+    is worked through. Of the SOON rows from `rows` on, what lies `ahead` bytes further on is prefetched. How many are
+    `few` is known when this is compiled.
+    """
+    return _squares(few.literal_value, False, at, sums, like, few)
+
+
+@literal
+def squares_within(
+    typing: Any, at: Any, i: Any, j: Any, begin: Any, width: Any, sums: Any, rows: Any, ahead: Any, like: Any, few: Any
+) -> Any:
+    """Do the same for the `few` rows from i = j on, each pair of them once."""
+    return _squares(few.literal_value, True, at, sums, like, few)
+
+
+def _squares(count: int, within: bool, at: Any, sums: Any, like: Any, few: Any) -> Any:
+    """Return the type and the code of the two above."""
+    own = count if within else TILE
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        places, _ = array_data(context, builder, signature.args[0], arguments[0])
+        totals, _ = array_data(context, builder, signature.args[5], arguments[5])
+        value, size = context.get_data_type(like.dtype), like.dtype.bitwidth // 8
+        lanes = REGISTER // size
+        vector = ir.VectorType(value, lanes)
+        pairs = [(a, b) for a in range(own) for b in range(a + 1 if within else 0, count)]
+        squares = {pair: _variable(builder, vector) for pair in pairs}
+        mine, its, soon = (
+            [builder.load(builder.gep(places, [builder.add(row, LONG(k))])) for k in range(number)]
+            for row, number in ((arguments[1], own), (arguments[2], count), (arguments[6], SOON))
+        )
+        with _steps(builder, arguments[4], lanes) as column:
+            offset = builder.add(arguments[3], builder.mul(column, LONG(size)))
+            xs = [load_vector(builder, builder.add(address, offset), vector, size) for address in mine]
+            ys = xs if within else [load_vector(builder, builder.add(row, offset), vector, size) for row in its]
+            for address in soon:
+                prefetch_line(builder, builder.add(address, builder.add(offset, arguments[7])))
             for (a, b), total in squares.items():
-                wide = builder.fpext(_sum(builder, builder.load(total)), ir.DoubleType()) if size < 8 else None
-                found = wide if wide is not None else _sum(builder, builder.load(total))
-                builder.store(found, builder.gep(totals, [LONG(TILE * a + b)]))
-            return context.get_dummy_value()
+                difference = builder.fsub(xs[a], ys[b])
+                builder.store(fused(builder, difference, difference, builder.load(total)), total)
+        for (a, b), total in squares.items():
+            wide = builder.fpext(_sum(builder, builder.load(total)), ir.DoubleType()) if size < 8 else None
+            found = wide if wide is not None else _sum(builder, builder.load(total))
+            builder.store(found, builder.gep(totals, [LONG(TILE * a + b)]))
+        return context.get_dummy_value()
 
-        return numeric.void(at, *[numeric.int64] * 4, sums, *[numeric.int64] * 2, like), generate
-
-    return add
-
-
-squares_between, squares_within = _tile(diagonal=False), _tile(diagonal=True)
-"""(at, i, j, begin, width, sums, rows, ahead, like): put the squared distances of rows i … and j … into `sums` (4, 4).
-
-`at` are the rows' addresses; the columns begin `begin` bytes after them, and of `width` a whole number of registers is
-worked through. Of the SOON rows from `rows` on, what lies `ahead` bytes further on is prefetched. `squares_within`
-takes i = j, and each pair once.
-"""
+    number = numeric.int64
+    return numeric.void(at, number, number, number, number, sums, number, number, like, few), generate
 
 
 @generated
@@ -135,12 +144,12 @@ def add_weighted(
                 builder.store(builder.load(at_total[place], align=8), total)
         with code.for_range(builder, count) as row:
             address = builder.add(builder.load(builder.gep(rows, [row.index])), offset)
-            weight = _spread(builder, builder.load(builder.gep(shares, [row.index])), lanes)
+            weight = spread(builder, builder.load(builder.gep(shares, [row.index])), lanes)
             for line in range(0, COLUMNS * size, LINE):
                 prefetch_line(builder, builder.add(address, LONG(line + AHEAD)), near=3)
             for place, total in sums.items():
                 difference = builder.fsub(widened(address, place), middles[place])
-                builder.store(_fma(builder, weight, difference, builder.load(total)), total)
+                builder.store(fused(builder, weight, difference, builder.load(total)), total)
         with builder.if_else(_has(builder, arguments[6], 1)) as (then, otherwise):
             with then:
                 for place, total in sums.items():
@@ -185,10 +194,10 @@ def mix(
 
         sums = {p: _variable(builder, wide, load(start, p, kinds[5])) for p in range(0, COLUMNS, lanes)}
         with code.for_range(builder, arguments[4], start=arguments[3]) as loop:
-            weight = _spread(builder, builder.load(builder.gep(shares, [loop.index])), lanes)
+            weight = spread(builder, builder.load(builder.gep(shares, [loop.index])), lanes)
             row = builder.gep(data, [builder.mul(builder.load(builder.gep(rows, [loop.index])), LONG(LANES))])
             for place, total in sums.items():
-                builder.store(_fma(builder, weight, load(row, place, kinds[0]), builder.load(total)), total)
+                builder.store(fused(builder, weight, load(row, place, kinds[0]), builder.load(total)), total)
         for place, total in sums.items():
             spot, vector = at(end, place, kinds[7])
             new = builder.load(total)
@@ -229,14 +238,14 @@ def _has(builder: Any, number: Any, bit: int) -> Any:
     return builder.icmp_signed("!=", builder.and_(number, LONG(bit)), LONG(0))
 
 
-def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+def fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
     """Return a b + c, rounded once."""
     kind = a.type
     name = f"llvm.fma.v{kind.count}{'f32' if isinstance(kind.element, ir.FloatType) else 'f64'}"
     return builder.call(code.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name), [a, b, c])
 
 
-def _spread(builder: Any, value: Any, lanes: int) -> Any:
+def spread(builder: Any, value: Any, lanes: int) -> Any:
     """Return a vector with the value in each lane."""
     nothing = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
     one = builder.insert_element(nothing, value, SHORT(0))

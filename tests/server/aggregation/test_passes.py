@@ -81,27 +81,44 @@ def test_few_rows_sorted_in_registers_give_the_same(
     many = [statistic(rows, reduction), statistic(rows, reduction, mixing, 0, wide=wide)]
     monkeypatch.setattr(passes, "MANY", 1)
     few = [statistic(rows, reduction), statistic(rows, reduction, mixing, 0, wide=wide)]
-    for some, others in zip(few, many, strict=True):
-        rounding = 1e-15 * float(np.abs(rows).max()) + 1.5e-45
-        np.testing.assert_allclose(some, others, rtol=4 * float(np.finfo(dtype).eps), atol=rounding)
+    eps, size = float(np.finfo(dtype).eps), float(np.abs(rows).max())
+    for some, others, rounding in zip(few, many, (1e-15, 1e-15 if wide else eps), strict=True):
+        np.testing.assert_allclose(some, others, rtol=4 * eps, atol=rounding * size + 1.5e-45)
 
 
-def test_few_rows_in_pieces_of_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("mixing", [np.kron(np.eye(5), [[0.5, 0.5]]), np.diag(np.linspace(0.1, 1, 10)), np.eye(10)[:9]])
+def test_mixes_of_one_or_two_are_summed_in_the_arrays_own_type(
+    mixing: Values, dtype: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Buckets of two, and updates made shorter, whose rest is the model's, the last row."""
+    monkeypatch.setattr(passes, "MANY", 1)
+    rows = 1000 + drawn("random", 11, 1_029, dtype)
+    whole = np.hstack([mixing, 1 - mixing.sum(axis=1, keepdims=True)])
+    expected = np.sort(whole @ rows.astype(np.float64), axis=0)[1:4].mean(axis=0)
+    found = statistic(rows, MeanOfRanks(1, 4), whole, 10)
+    np.testing.assert_allclose(found, expected, rtol=float(np.finfo(dtype).eps), atol=1e-12)
+
+
+@pytest.mark.parametrize("mixing", [None, np.eye(3)])
+def test_few_rows_in_pieces_of_every_length(mixing: Values | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Arrays end within a register, and none of them is written beyond its end."""
     monkeypatch.setattr(passes, "MANY", 1)
     sizes = [1, 7, 8, 9, 31, 64, 127, 128, 129, 257]
     models = [{str(size): drawn("random", 1, size)[0] * k for size in sizes} for k in (1, -2, 3)]
     room = {str(size): np.full(size + 9, np.nan, np.float32) for size in sizes}
     result = {name: array[:-9] for name, array in room.items()}
-    passes.order_statistic(Updates(models[0], models), [0, 1, 2], MeanOfRanks(1, 2), result)
+    centre = -1 if mixing is None else 0
+    passes.order_statistic(Updates(models[0], models), [0, 1, 2], MeanOfRanks(1, 2), result, mixing, centre)
     for name, array in result.items():
-        np.testing.assert_array_equal(array, np.median([model[name] for model in models], axis=0))
+        median = np.median([model[name] for model in models], axis=0)
+        np.testing.assert_allclose(array, median, rtol=0 if mixing is None else 3e-7)
         assert np.isnan(room[name][-9:]).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(("n", "d"), [(1, 3), (2, 1), (5, 7), (10, 5_001), (33, 2_049)])
+@pytest.mark.parametrize(("n", "d"), [(1, 3), (2, 1), (3, 65), (5, 7), (7, 130), (8, 99), (10, 5_001), (33, 2_049)])
 def test_distances_have_the_range_of_float64(kind: str, dtype: Any, n: int, d: int) -> None:
     """Squares of float32's largest value overflow in float32, those of its smallest vanish."""
     rows = drawn(kind, n, d, dtype)
