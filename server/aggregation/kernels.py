@@ -251,7 +251,8 @@ def order_statistics(
     `starts` but one, which is common to all rows; without, -1.
     """
     first, last, keep = ranks
-    total, below, middle, common = np.zeros(LANES), np.empty(LANES), np.zeros(LANES), np.empty(LANES)
+    total, below, middle = np.zeros(LANES), np.empty(LANES), np.zeros(LANES)
+    common = np.empty(LANES, weights.dtype)
     for array, start, stop in pieces:
         for begin in range(start, stop, LANES):
             width = min(LANES, stop - begin)
@@ -292,7 +293,7 @@ def few_ranks(n: int, first: int, stop: int) -> Callable[..., None]:
         rows: Any,
         results: Any,
     ) -> None:
-        total, middle, common = np.zeros(LANES), np.zeros(LANES), np.empty(LANES)
+        total, middle, common = np.zeros(LANES), np.zeros(LANES), np.empty(LANES, weights.dtype)
         at, to = np.empty(n, np.int64), total.ctypes.data
         for k in range(n):
             at[k] = rows[k].ctypes.data

@@ -97,7 +97,7 @@ def order_statistic(
     for segment in updates.segments(clients, result):
         kind, near = np.dtype(np.float64) if wide and mixing is not None else segment.dtype, False
         like = np.zeros(1, segment.dtype)
-        rest: tuple[Any, ...] = (starts, members, shares, centre, like)
+        rest: tuple[Any, ...] = (starts, members, shares.astype(kind) if short else shares, centre, like)
         if isinstance(reduction, MeanOfRanks) and count <= kernels.FEW and segment.sizes.sum() >= MANY:
             ends = reduction.first, reduction.stop
             near = kind == segment.dtype and count <= kernels.NEAR
@@ -105,7 +105,6 @@ def order_statistic(
                 call, rest = partial(kernels.few_in_place(count, *ends), segment.addresses), (like,)
             elif near:
                 call = partial(kernels.few_mixed(held, count, *ends), segment.addresses)
-                rest = (starts, members, shares.astype(kind) if short else shares, centre, like)
             else:
                 call = partial(kernels.few_ranks(count, *ends), segment.addresses)
         else:

@@ -171,17 +171,18 @@ def add_weighted(
 def mix(
     typing: Any, source: Any, members: Any, weights: Any, first: Any, stop: Any, common: Any, column: Any, target: Any
 ) -> Any:
-    """Set COLUMNS of `target` to `common` plus the weighted sum of rows of `source`, all (…, LANES), in float64.
+    """Set COLUMNS of `target` to `common` plus the weighted sum of rows of `source`, all (…, LANES).
 
-    The rows are `members`, and `weights` theirs, from `first` to `stop`; the columns begin at `column`.
+    The rows are `members`, and `weights` theirs, from `first` to `stop`; the columns begin at `column`. The sum is taken
+    in the type of the weights, which is that of the rows or wider.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kinds = signature.args
         (data, _), (rows, _), (shares, _) = (array_data(context, builder, kinds[k], arguments[k]) for k in range(3))
         (start, _), (end, _) = (array_data(context, builder, kinds[k], arguments[k]) for k in (5, 7))
-        lanes, column = REGISTER // 8, arguments[6]
-        wide = ir.VectorType(ir.DoubleType(), lanes)
+        lanes, column = REGISTER // (weights.dtype.bitwidth // 8), arguments[6]
+        wide = ir.VectorType(context.get_data_type(weights.dtype), lanes)
 
         def at(row: Any, place: int, kind: Any) -> tuple[Any, Any]:
             vector = ir.VectorType(context.get_data_type(kind.dtype), lanes)
