@@ -173,7 +173,7 @@ def mix(
 ) -> Any:
     """Set COLUMNS of `target` to `common` plus the weighted sum of rows of `source`, all (…, LANES).
 
-    The rows are `members`, and `weights` theirs, from `first` to `stop`; the columns begin at `column`. The sum is taken
+    The rows are `members`, and `weights` theirs, from `first` to `stop`; the columns begin at `column`. Sums are taken
     in the type of the weights, which is that of the rows or wider.
     """
 
