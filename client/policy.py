@@ -6,19 +6,18 @@ Coordinators are known by their public keys (Ed25519, RFC 8032). Rules stand in 
 """
 
 import re
-import tomllib
 from collections.abc import Iterable
 from datetime import datetime, time
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from astrofed.shared.errors import UserMistake
-from astrofed.shared.explain import explain
 from astrofed.shared.plan import Name, Positive, Section
 from astrofed.shared.registry import normalise
+from astrofed.shared.toml_file import as_model, read_toml
 
 POLICY_FILE = "policy.toml"  # in a site's home folder
 _HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
@@ -147,25 +146,13 @@ class Policy(Section):
         Raises:
             PolicyError: the file is missing or no TOML, a key is unknown, a value is out of range.
         """
-        try:
-            data = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise PolicyError(
-                f"policy {path} does not exist; `astrofed client policy {path} --new` writes a careful one to edit"
-            ) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise PolicyError(f"policy {path} can't be read: {error}") from None
-        except tomllib.TOMLDecodeError as error:
-            raise PolicyError(f"policy {path} is not valid TOML: {error}") from None
-        return cls.parse(data, path)
+        missing = f"policy {path} does not exist; `astrofed client policy {path} --new` writes a careful one to edit"
+        return cls.parse(read_toml(path, PolicyError, PolicyError(missing), "policy "), path)
 
     @classmethod
     def parse(cls, data: dict[str, Any], source: Path) -> "Policy":
         """Return the policy that a file's content says (errors as `load`)."""
-        try:
-            policy = cls.model_validate(data)
-        except ValidationError as error:
-            raise PolicyError(f"policy {source}: " + explain(error, cls)) from None
+        policy = as_model(cls, data, PolicyError, f"policy {source}")
         folder = source.resolve().parent
         anchored = {
             name: rules.model_copy(update={"path": str(folder / rules.path)}) for name, rules in policy.datasets.items()

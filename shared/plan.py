@@ -7,7 +7,6 @@ modules of their own and are exported from here.
 
 import difflib
 import json
-import tomllib
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +21,7 @@ from astrofed.shared.plan_evolution import Evolution
 from astrofed.shared.plan_modes import Customer, Meta, Search
 from astrofed.shared.plan_privacy import CentralPrivacy, Privacy
 from astrofed.shared.plan_training import Physics, Training
+from astrofed.shared.toml_file import as_model, read_toml
 
 __all__ = [
     "CentralPrivacy", "Customer", "Engine", "Evolution", "Fraction", "Meta", "Name", "Named", "OptionsT", "Participant",
@@ -182,10 +182,7 @@ def load_plan(source: Path | Mapping[str, Any], overrides: Iterable[str] = ()) -
         apply_override(data, override)
     if isinstance(source, Path):
         _anchor_paths(data, source.resolve().parent)
-    try:
-        return Plan.model_validate(data)
-    except ValidationError as error:
-        raise PlanError(f"{where}: " + explain(error, Plan)) from None
+    return as_model(Plan, data, PlanError, where)
 
 
 def check_options(options: type[OptionsT], given: Named, where: str) -> OptionsT:
@@ -202,16 +199,9 @@ def check_options(options: type[OptionsT], given: Named, where: str) -> OptionsT
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.toml")], n=1)
-        hint = f"did you mean {path.parent / near[0]}?" if near else "give the path of a plan in TOML"
-        raise PlanError(f"plan file {path} does not exist; {hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"plan file {path} can't be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise PlanError(f"plan file {path} is not valid TOML: {error}") from None
+    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.toml")], n=1)
+    hint = f"did you mean {path.parent / near[0]}?" if near else "give the path of a plan in TOML"
+    return read_toml(path, PlanError, PlanError(f"plan file {path} does not exist; {hint}"), "plan file ")
 
 
 def _anchor_paths(data: dict[str, Any], folder: Path) -> None:

@@ -3,22 +3,20 @@
 Everything that was guessed says so. A contract with guesses is applied only when somebody has confirmed it.
 """
 
-import tomllib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tomli_w
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from astrofed.client.data.mistakes import DataMistake, TableCorrupt
 from astrofed.client.intake.vocabulary import ERRORS, LIMITS, NUMBERS, TEXTS, meaning, unit_of
-from astrofed.shared.explain import explain
 from astrofed.shared.files import write_atomically
 from astrofed.shared.models.planet_layout import TARGETS
 from astrofed.shared.plan import Positive, Section
+from astrofed.shared.toml_file import as_model, read_toml
 
 CONTRACT_FILE = "contract.toml"
 _HEAD = """\
@@ -132,13 +130,8 @@ def read_contract(path: Path) -> Contract:
     Raises:
         BadContract: the file is missing or no TOML, or a key or value is wrong.
     """
-    try:
-        data: Mapping[str, object] = tomllib.loads(path.read_text(encoding="utf-8"))
-        return Contract.model_validate(data)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise BadContract(f"contract {path} can't be read: {error}") from None
-    except ValidationError as error:
-        raise BadContract(f"contract {path}: {explain(error, Contract)}") from None
+    missing = BadContract(f"contract {path} does not exist; `astrofed data import` writes it")
+    return as_model(Contract, read_toml(path, BadContract, missing, "contract "), BadContract, f"contract {path}")
 
 
 def _column(source: str, name: str, unit: str | None, field: pa.Field, *, exact: bool) -> ColumnContract:

@@ -12,21 +12,20 @@ logs/               what happened, without data
 
 import json
 import os
-import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from astrofed.client.policy import POLICY_FILE, Policy
 from astrofed.client.site import Site
 from astrofed.shared.errors import UserMistake
-from astrofed.shared.explain import explain
 from astrofed.shared.keys import NodeKey, read_node_key
 from astrofed.shared.membership import Text, Welcome, read_welcome
 from astrofed.shared.plan import Name, Participant, Plan, Positive, Section
+from astrofed.shared.toml_file import as_model, read_toml
 
 if TYPE_CHECKING:
     from flwr.app import Context
@@ -89,20 +88,8 @@ class Home:
             BadSiteFile: it can't be used.
         """
         path = folder / SITE_FILE
-        try:
-            data = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            raise NoHome(
-                f"{folder} is no site's home: no {SITE_FILE} there; `astrofed client init` makes one"
-            ) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadSiteFile(f"{path} can't be read: {error}") from None
-        except tomllib.TOMLDecodeError as error:
-            raise BadSiteFile(f"{path} is not valid TOML: {error}") from None
-        try:
-            return cls(folder, SiteFile.model_validate(data))
-        except ValidationError as error:
-            raise BadSiteFile(f"{path}: " + explain(error, SiteFile)) from None
+        missing = NoHome(f"{folder} is no site's home: no {SITE_FILE} there; `astrofed client init` makes one")
+        return cls(folder, as_model(SiteFile, read_toml(path, BadSiteFile, missing), BadSiteFile, path))
 
     @property
     def key(self) -> NodeKey:

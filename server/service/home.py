@@ -12,17 +12,16 @@ run/                     sockets and locks of what is running now
 """
 
 import os
-import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from astrofed.shared.errors import UserMistake
-from astrofed.shared.explain import explain
 from astrofed.shared.files import write_atomically
 from astrofed.shared.membership import Text
+from astrofed.shared.toml_file import as_model, read_toml
 
 SETTINGS = "server.toml"
 LONGEST_SOCKET_PATH = 100  # bytes; the kernel's limit is 107
@@ -127,19 +126,11 @@ class ServerHome:
             NoServer: there are none, or one of them can't be.
         """
         path = self.settings_file
-        try:
-            data = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise NoServer(
-                f"{self.folder} holds no server (no {SETTINGS}); make one with `astrofed server init --host NAME`, "
-                "or name its folder with --home"
-            ) from None
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise NoServer(f"{path} can't be read: {error}") from error
-        try:
-            return ServerSettings.model_validate(data)
-        except ValidationError as error:
-            raise NoServer(f"{path}: " + explain(error, ServerSettings)) from None
+        missing = NoServer(
+            f"{self.folder} holds no server (no {SETTINGS}); make one with `astrofed server init --host NAME`, "
+            "or name its folder with --home"
+        )
+        return as_model(ServerSettings, read_toml(path, NoServer, missing), NoServer, path)
 
 
 def check_socket_path(path: Path) -> None:
