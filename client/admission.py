@@ -10,9 +10,9 @@ from astrofed.client.refusing import NotAdmitted, UnknownRequest
 from astrofed.client.site import Site
 from astrofed.shared import registry
 from astrofed.shared.plan import Plan, plan_from_json
-from astrofed.shared.signed_plan import EXPIRES, ISSUED, PLAN, RUN, SIGNATURE
+from astrofed.shared.signed_plan import EXPIRES, ISSUED, PLAN, RUN, SIGNATURE, WHOLE
 
-ALWAYS = frozenset({PLAN, SIGNATURE, RUN, ISSUED, EXPIRES})
+ALWAYS = frozenset({PLAN, WHOLE, SIGNATURE, RUN, ISSUED, EXPIRES})
 """Settings that any message may carry."""
 _SHOWN = 80  # characters of a coordinator's own words
 

@@ -7,7 +7,8 @@ must come from whom they say: people compare fingerprints.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -15,7 +16,8 @@ from typing import Annotated, Literal, TypeVar
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509 import load_pem_x509_certificate
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.x509 import load_pem_x509_certificates
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from astrofed.shared.errors import UserMistake
@@ -32,7 +34,7 @@ from astrofed.shared.plan import Name
 
 VERSION = 1
 LARGEST_FILE = 256 * 1024  # bytes; what is longer is no file of ours
-_REQUEST_DOMAIN = b"astrofed enrolment request 1\0"
+_REQUEST_DOMAIN, _WELCOME_DOMAIN = b"astrofed enrolment request 1\0", b"astrofed welcome 1\0"
 Text = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileT = TypeVar("FileT", bound="_File")
@@ -80,12 +82,20 @@ class EnrolmentRequest(_File):
 
     def signed_bytes(self) -> bytes:
         """Return what is signed: everything but the signature, in one canonical form."""
-        data = self.model_dump(mode="json", exclude={"signature"})
-        return _REQUEST_DOMAIN + json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
+        return _canonical(_REQUEST_DOMAIN, self)
+
+
+class Older(BaseModel):
+    """A key or certificate that another replaces, and until when it is trusted beside the new one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pem: str
+    until: datetime
 
 
 class Welcome(_File):
-    """The coordinator's answer to a request; made by `astrofed server enroll`."""
+    """The coordinator's answer to a request, made by `astrofed server enroll`, or a newer one, by `server rotate`."""
 
     kind: Literal["astrofed welcome"] = "astrofed welcome"
     version: Literal[1] = 1
@@ -97,6 +107,34 @@ class Welcome(_File):
     node_fingerprint: Digest  # of the site's node key: a welcome for another key is of no use
     federations: tuple[Name, ...]
     time: datetime
+    older_ca_certificate: Older | None = None
+    older_plan_key: Older | None = None
+    signature: str = ""  # by the plan key with which the coordinator signed when it wrote this
+
+    def plan_keys(self, now: float) -> list[Ed25519PublicKey]:
+        """Return the keys whose plans are trusted at a time (seconds since 1970), the newest first."""
+        older = _still(self.older_plan_key, now)
+        return [plan_public_key(pem) for pem in (self.plan_key, older) if pem]
+
+    def ca_certificates(self, now: float) -> str:
+        """Return the authorities that may vouch for the server at a time, as one text of PEM."""
+        return self.ca_certificate + _still(self.older_ca_certificate, now)
+
+    def signed(self, key: Ed25519PrivateKey) -> "Welcome":
+        """Return the same with a signature: a site that trusts the key takes it without comparing fingerprints."""
+        return self.model_copy(update={"signature": key.sign(self.signed_bytes()).hex()})
+
+    def is_signed_by(self, keys: Iterable[Ed25519PublicKey]) -> bool:
+        """Whether one of these keys signed it as it stands."""
+        for key in keys:
+            with suppress(InvalidSignature, ValueError):
+                key.verify(bytes.fromhex(self.signature), self.signed_bytes())
+                return True
+        return False
+
+    def signed_bytes(self) -> bytes:
+        """Return what is signed: everything but the signature, in one canonical form."""
+        return _canonical(_WELCOME_DOMAIN, self)
 
     @property
     def host(self) -> str:
@@ -114,6 +152,16 @@ class Welcome(_File):
         if not 0 < int(value.rpartition(":")[2]) < 65536:
             raise ValueError("the port must lie between 1 and 65535")
         return value
+
+
+def _canonical(domain: bytes, file: _File) -> bytes:
+    data = file.model_dump(mode="json", exclude={"signature"})
+    return domain + json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _still(older: Older | None, now: float) -> str:
+    """Return what is still trusted of something older."""
+    return older.pem if older is not None and now < older.until.timestamp() else ""
 
 
 def make_request(name: str, contact: str, datasets: Sequence[OfferedDataset], key: NodeKey) -> EnrolmentRequest:
@@ -164,8 +212,8 @@ def read_welcome(path: Path) -> Welcome:
     """
     welcome = _read(path, Welcome)
     try:
-        plan_public_key(welcome.plan_key)
-        load_pem_x509_certificate(welcome.ca_certificate.encode())
+        welcome.plan_keys(0.0)
+        load_pem_x509_certificates(welcome.ca_certificates(0.0).encode())
     except KeyUnusable as error:
         raise NotAMembershipFile(f"{path}: {error}") from error
     except ValueError as error:

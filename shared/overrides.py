@@ -3,6 +3,7 @@
 import json
 import re
 import tomllib
+from collections.abc import Mapping
 from typing import Any
 
 from astrofed.shared.errors import UserMistake
@@ -44,6 +45,16 @@ def set_key(data: dict[str, Any], key: str, value: Any) -> None:
     for part in way:
         target = _child(target, part, key, create=True)
     target[last] = value
+
+
+def get_key(data: Mapping[str, Any], key: str) -> Any:
+    """Return what a dotted key names (BadOverride: it leads nowhere)."""
+    target: Any = data
+    for part in _parts(key):
+        if not isinstance(target, Mapping) or part not in target:
+            raise BadOverride(f"{key}: there is no {part!r}")
+        target = target[part]
+    return target
 
 
 def _parts(key: str) -> list[str]:

@@ -1,6 +1,7 @@
 """`astrofed server`: what a coordinator does, from the first key to the last round."""
 
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,15 @@ Home = Annotated[
     typer.Option("--home", envvar="ASTROFED_SERVER", metavar="DIR", help="The server's folder.", show_default=True),
 ]
 HERE = Path("astrofed-server")
+
+
+class What(StrEnum):
+    """What can be rotated."""
+
+    CA = "ca"
+    PLAN_KEY = "plan-key"
+
+
 Run = Annotated[str, typer.Argument(help="The run's name.", show_default=False)]
 
 
@@ -98,6 +108,25 @@ def renew(
     _say()(renew_certificate(home, force=force))
 
 
+@app.command(epilog="Example: astrofed server rotate plan-key --days 30")
+def rotate(
+    what: Annotated[What, typer.Argument(help="The authority, or the key that signs plans.", show_default=False)],
+    days: Annotated[float, typer.Option("--days", min=0.0, help="How long old and new are both trusted.")] = 30.0,
+    finish: Annotated[bool, typer.Option("--finish", help="Use the new one from now on.")] = False,
+    home: Home = HERE,
+) -> None:
+    """Replace the authority or the plan key: write each site a newer welcome now, and change over when the days end.
+
+    Run again, it says how things stand and writes what is missing. With --days 0 the old one counts no more at once.
+    """
+    from astrofed.server.service.setup import open_home
+    from astrofed.server.service.welcomes import rotate as rotated
+
+    say = _say()
+    for line in rotated(open_home(home), what.value, days=days, finish=finish):
+        say(line)
+
+
 @app.command(epilog="Example: astrofed server start --home /srv/astrofed")
 def start(home: Home = HERE) -> None:
     """Serve sites and work on the queue of runs, in the foreground, until Ctrl-C or SIGTERM."""
@@ -125,8 +154,11 @@ def submit(
 ) -> None:
     """Sign a plan and put it into the queue. Its participants are enrolled sites; `data` names a dataset there."""
     from astrofed.server.service.setup import submit_plan
+    from astrofed.shared.plan import load_plan
+    from astrofed.simulations.compatibility import check_plan
 
     with only_json(as_json):
+        check_plan(load_plan(plan, overrides or []))
         job, new = submit_plan(
             home, plan, overrides or [], name, federation, wait_s=wait, quorum=quorum, valid_days=valid_days
         )

@@ -1,9 +1,10 @@
 """The gatekeeper: what it does not let in, the executor never sees.
 
 A request is looked at in this order: is it for this node, from the coordinator, of a kind that is known, still wanted;
-is its plan signed by the coordinator's key in the welcome, is that coordinator in the site's policy, is the signature
-of now; does the plan name this site and a dataset that it has; and does the run stay the plan that it began as. What
-the policy says of plans themselves, and of what leaves, is the client app's to enforce, in the executor.
+is its plan signed by the coordinator's key in the welcome, or a part of one that is; is that coordinator in the site's
+policy, is the signature of now; does the plan name this site and a dataset that it has; and does the run stay the plan
+that it began as. What the policy says of plans themselves, and of what leaves, is the client app's to enforce, in the
+executor.
 """
 
 import time
@@ -15,9 +16,10 @@ from pydantic import ValidationError
 from astrofed.client.service.home import Home
 from astrofed.client.service.messages import Envelope
 from astrofed.shared.errors import UserMistake
-from astrofed.shared.keys import fingerprint, grouped, plan_public_key
+from astrofed.shared.keys import fingerprint, grouped
+from astrofed.shared.part_of_plan import check_part
 from astrofed.shared.plan import Plan, plan_from_json
-from astrofed.shared.signed_plan import SignedPlan, verify_plan
+from astrofed.shared.signed_plan import SignedPlan, is_signed, verify_plan
 
 KINDS = ("query.enrol", "query.statistics", "train", "evaluate")
 SERVER = 1  # the SuperLink's node id, from which all requests come
@@ -49,7 +51,7 @@ class Gatekeeper:
     def __init__(self, home: Home) -> None:
         """Raises what `Home.welcome` and `Home.policy` raise."""
         self._home = home
-        self._key = plan_public_key(home.welcome.plan_key)
+        self._welcome = home.welcome
         self._policy = home.policy
         self._runs: dict[int, SignedPlan] = {}
 
@@ -57,19 +59,21 @@ class Gatekeeper:
         """Return what the request asks for.
 
         Raises:
-            Refused, PlanNotSigned, NotForThisSite: it is not let in, and why.
+            Refused, PlanNotSigned, NotAPart, NotForThisSite: it is not let in, and why.
         """
         now = time.time() if now is None else now
         if outside.kind not in KINDS:
             raise Refused(f"this site answers no request of the kind {outside.kind[:40]!r}")
         if outside.sender != SERVER or outside.receiver != node or outside.reply_to:
             raise Refused("the request is not from the coordinator's server to this node")
-        self._check_coordinator()
-        signed = verify_plan(settings, self._key, now)
+        signed = self._verify(settings, now)
         try:
-            plan = plan_from_json(signed.plan)
+            whole, plan = plan_from_json(signed.plan), plan_from_json(signed.part)
         except (ValidationError, RecursionError) as error:
             raise Refused(f"the plan of run {signed.run!r} is none: {type(error).__name__}") from error
+        check_part(whole, plan)
+        if plan != whole and not self._policy.allows("modes", whole.mode):
+            raise Refused(f"the site's policy does not allow mode {whole.mode!r}, of which the request is a part")
         data = self._home.data_path(self._home.participant(plan).data)
         self._check_run(outside.run, signed)
         given = settings.get("server-round")
@@ -77,13 +81,16 @@ class Gatekeeper:
         noisy = {"train": plan.privacy is not None, "evaluate": self._policy.rules(data).noise is not None}
         return Admitted(outside.kind, signed.run, plan, number, noisy.get(outside.kind, False))
 
-    def _check_coordinator(self) -> None:
-        """Check that the policy knows the coordinator by its key."""
-        if self._policy.coordinator(self._key.public_bytes_raw()) is None:
+    def _verify(self, settings: Mapping[str, object], now: float) -> SignedPlan:
+        """Return what a key in the welcome signed, if the policy knows the coordinator by that key."""
+        keys = self._welcome.plan_keys(now)
+        key = next((each for each in keys if is_signed(settings, each)), keys[0])
+        if self._policy.coordinator(key.public_bytes_raw()) is None:
             raise Refused(
                 "the site's policy names no coordinator with the plan key "
-                f"{grouped(fingerprint(self._key))}; its operator can add it"
+                f"{grouped(fingerprint(key))}; its operator can add it"
             )
+        return verify_plan(settings, key, now)
 
     def _check_run(self, run: int, signed: SignedPlan) -> None:
         """Check that a run's later requests bring the plan of its first."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -67,12 +68,15 @@ def make_home(folder: Path, name: str, contact: str, data: Mapping[str, Path]) -
     yield f"read this to the coordinator, to compare: {grouped(fingerprint(key.public_key()))}"
 
 
-def look_at_welcome(home: Home, path: Path) -> tuple[Welcome, str]:
+def look_at_welcome(home: Home, path: Path) -> tuple[Welcome, str | None]:
     """Return a welcome that is for this site, and the fingerprint of its plan key, as people compare it.
+
+    There is none to compare where a key that this site trusts signed the welcome.
 
     Raises:
         NotAMembershipFile: it can't be read.
-        OtherSite: it is for another site, or for another key than this site's.
+        OtherSite: it is for another site, for another key than this site's, by another coordinator, or older than
+            the one that the site has.
     """
     welcome = read_welcome(path)
     if welcome.site != home.file.name:
@@ -81,11 +85,18 @@ def look_at_welcome(home: Home, path: Path) -> tuple[Welcome, str]:
         raise OtherSite(
             f"{path} is for another key than {home.folder / KEY_FILE}; send {home.folder / REQUEST_FILE} again"
         )
-    if (home.folder / WELCOME_FILE).exists() and (old := home.welcome).plan_key != welcome.plan_key:
-        raise OtherSite(
-            f"{home.folder} has joined {old.coordinator!r}, whose plan key is another; a site that joins two "
-            f"coordinators needs a home for each (to leave the old one, remove {home.folder / WELCOME_FILE})"
-        )
+    if (home.folder / WELCOME_FILE).exists():
+        old = home.welcome
+        if welcome.is_signed_by(old.plan_keys(time.time())):
+            if welcome.time < old.time:
+                raise OtherSite(f"{path} is of {welcome.time}; the site has a newer one, of {old.time}")
+            return welcome, None
+        if old.plan_key != welcome.plan_key:
+            raise OtherSite(
+                f"{home.folder} has joined {old.coordinator!r}, whose plan key is another and did not sign {path}; a "
+                "site that joins two coordinators needs a home for each (to leave the old one, or where its key was "
+                f"stolen, remove {home.folder / WELCOME_FILE} and the old key in {POLICY_FILE}, and compare anew)"
+            )
     return welcome, grouped(fingerprint(plan_public_key(welcome.plan_key)))
 
 

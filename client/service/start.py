@@ -3,6 +3,7 @@
 import fcntl
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +39,7 @@ def serve(folder: Path, show: Callable[[str], None] | None = None) -> None:
     with _locked(folder):
         diary = Diary(home.logs, show)
         limits = home.file.limits
-        fleet = Fleet(welcome.address, welcome.ca_certificate, home.key, int(limits.message_mb * 1e6))
+        fleet = Fleet(welcome.address, welcome.ca_certificates(time.time()), home.key, int(limits.message_mb * 1e6))
         executor = Executor(folder, limits, diary.warn)
         node = Node(home, fleet, Spool(home.spool), Gatekeeper(home), executor, diary)
         diary.say(

@@ -57,18 +57,7 @@ class Authority:
             write_key(self._plan_key, new_plan_key())
         if self._ca.exists():
             return
-        if not self._ca_key.exists():
-            write_key(self._ca_key, new_node_key())
-        key = read_node_key(self._ca_key)
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{coordinator[:40]} astrofed CA")])
-        certificate = (
-            _builder(name, name, key.public_key(), CA_DAYS)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(_usage(signs_certificates=True), critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .sign(key, hashes.SHA384())
-        )
-        write_atomically(self._ca, certificate.public_bytes(Encoding.PEM))
+        make_ca(self._ca_key, self._ca, coordinator)
 
     def issue(self, names: Sequence[str]) -> None:
         """Issue a new certificate with a new key to the gateway, for these names and addresses.
@@ -149,6 +138,22 @@ class Authority:
             raise AuthorityUnusable(
                 f"{self.server_certificate} can't be used ({error}); issue another with `astrofed server renew --force`"
             ) from error
+
+
+def make_ca(key_file: Path, certificate_file: Path, coordinator: str) -> None:
+    """Make a certificate authority's own certificate, and its key unless that is there."""
+    if not key_file.exists():
+        write_key(key_file, new_node_key())
+    key = read_node_key(key_file)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{coordinator[:40]} astrofed CA")])
+    certificate = (
+        _builder(name, name, key.public_key(), CA_DAYS)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(signs_certificates=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA384())
+    )
+    write_atomically(certificate_file, certificate.public_bytes(Encoding.PEM))
 
 
 def _load(path: Path) -> x509.Certificate:

@@ -14,6 +14,7 @@ from astrofed.server.service.home import ServerHome
 from astrofed.server.service.jobs import JobFolder, Jobs
 from astrofed.server.service.setup import open_home
 from astrofed.server.service.sites import Sites, file_name
+from astrofed.server.service.welcomes import rotating
 
 ONLINE_S = 90.0  # three of a node's signs of life
 
@@ -79,6 +80,7 @@ class ServerStatus:
     address: str
     running: bool
     certificate_until: str
+    rotating: tuple[str, ...]
     sites: tuple[SiteStatus, ...]
     runs: tuple[RunStatus, ...]
     refused: dict[str, int]
@@ -92,6 +94,7 @@ class ServerStatus:
         state = "is running" if self.running else "is not running; start it with `astrofed server start`"
         yield f"the server in {self.folder} {state}"
         yield f"  sites reach it at {self.address}; its certificate is good until {self.certificate_until}"
+        yield from (f"  {line}" for line in self.rotating)
         yield "sites:" if self.sites else "no site is enrolled yet"
         yield from (site.line() for site in self.sites)
         yield "runs:" if self.runs else "no run was submitted yet"
@@ -132,7 +135,14 @@ def server_status(folder: Path) -> ServerStatus:
     until = f"{Authority(home.authority).valid_until:%Y-%m-%d}"
     address = home.settings().address
     return ServerStatus(
-        str(home.folder), address, running, until, sites, tuple(runs(folder)), counts.get("refused", {})
+        str(home.folder),
+        address,
+        running,
+        until,
+        tuple(rotating(home)),
+        sites,
+        tuple(runs(folder)),
+        counts.get("refused", {}),
     )
 
 

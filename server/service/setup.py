@@ -3,7 +3,6 @@
 import time
 import tomllib
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,17 @@ from pydantic import ValidationError
 from astrofed.server.service.authority import Authority
 from astrofed.server.service.home import NoServer, ServerHome, ServerSettings
 from astrofed.server.service.jobs import Job, Jobs
+from astrofed.server.service.rotation import Rotation
 from astrofed.server.service.sites import EnrolledSite, Sites, file_name
+from astrofed.server.service.welcomes import finish_due, plan_key_fingerprint, write_welcome
 from astrofed.server.strategies.build import build_strategy
 from astrofed.shared.errors import UserMistake
 from astrofed.shared.explain import explain
-from astrofed.shared.files import write_atomically
-from astrofed.shared.keys import fingerprint, grouped
-from astrofed.shared.membership import Welcome, read_request, read_welcome
+from astrofed.shared.keys import grouped
+from astrofed.shared.membership import read_request
 from astrofed.shared.plan import Plan, PlanError, load_plan
 from astrofed.shared.signed_plan import SIGNATURE, sign_plan
+from astrofed.shared.toml_file import as_model
 
 
 class NotForSites(UserMistake):
@@ -49,10 +50,7 @@ def make_server(folder: Path, given: Mapping[str, Any]) -> Iterable[str]:
     if home.settings_file.exists():
         before = home.settings()
         given = {**before.model_dump(), **given}
-    try:
-        settings = ServerSettings.model_validate(dict(given))
-    except ValidationError as error:
-        raise NoServer("settings: " + explain(error, ServerSettings)) from None
+    settings = as_model(ServerSettings, dict(given), NoServer, "settings")
     if settings != before:
         home.create(settings)
         yield f"{'made' if before is None else 'changed'} {home.settings_file}"
@@ -76,11 +74,13 @@ def renew_certificate(folder: Path, *, force: bool = False) -> str:
         NoServer, AuthorityUnusable, KeyUnusable: the folder is not as it should be.
     """
     home = open_home(folder)
+    replaced = list(finish_due(home))
     settings, authority = home.settings(), Authority(home.authority)
     names = list(dict.fromkeys([settings.host, *settings.other_names]))
     reason = authority.needs_renewal(names) or ("it was asked for" if force else None)
     if reason is None:
-        return f"the certificate for {', '.join(names)} is good until {authority.valid_until:%Y-%m-%d}"
+        good = f"the certificate for {', '.join(names)} is good until {authority.valid_until:%Y-%m-%d}"
+        return "; ".join([*replaced, good])
     authority.issue(names)
     return f"issued a certificate for {', '.join(names)}, good until {authority.valid_until:%Y-%m-%d} ({reason})"
 
@@ -103,30 +103,12 @@ def enroll_site(
     for dataset in site.datasets:
         yield f"  offers {dataset.name!r}: {dataset.units:,} × {dataset.unit}, fingerprint {dataset.fingerprint[:16]}…"
     welcome = out or home.welcomes / f"{file_name(site.name)}.json"
-    yield _write_welcome(home, site, welcome)
+    yield write_welcome(home, site, welcome)
     yield ""
     yield "compare with the site, by another way than the file came:"
     yield f"  the site's key       {grouped(site.fingerprint)}"
-    yield f"  the key of its plans {grouped(fingerprint(Authority(home.authority).plan_key.public_key()))}"
+    yield f"  the key of its plans {plan_key_fingerprint(home)}"
     yield f"if they differ: astrofed server revoke {site.name!r}. If they agree, send the site {welcome}"
-
-
-def _write_welcome(home: ServerHome, site: EnrolledSite, path: Path) -> str:
-    settings, authority = home.settings(), Authority(home.authority)
-    welcome = Welcome(
-        coordinator=settings.name,
-        address=settings.address,
-        ca_certificate=authority.certificate_pem,
-        plan_key=authority.plan_key_pem,
-        site=site.name,
-        node_fingerprint=site.fingerprint,
-        federations=site.federations,
-        time=datetime.now(UTC).replace(microsecond=0),
-    )
-    if path.exists() and read_welcome(path).model_copy(update={"time": welcome.time}) == welcome:
-        return f"its welcome lies in {path}"
-    write_atomically(path, welcome.to_json().encode())
-    return f"wrote its welcome to {path}"
 
 
 def submit_plan(
@@ -150,8 +132,12 @@ def submit_plan(
     plan = _read(path, overrides)
     run = name or plan.name
     sites = _check(plan, Sites(home.sites).all(), federation, quorum)
+    list(finish_due(home))
     issued = int(time.time())
     expires = issued + int(valid_days * 86400)
+    until = Rotation(home.authority).until("plan-key")
+    if until is not None:  # when sites cease to trust the key that signs it
+        expires = min(expires, int(until.timestamp()))
     text = plan.to_json()
     signed = sign_plan(text, run, issued, expires, Authority(home.authority).plan_key)
     signature = signed[SIGNATURE]

@@ -5,22 +5,22 @@ Killed at any moment, it is started again and goes on from the record. Its exit 
     the supervisor starts it:  python -m astrofed.server.service.worker HOME JOB
 """
 
-import hashlib
 import logging
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from astrofed.server.service.authority import Authority
 from astrofed.server.service.home import ServerHome
-from astrofed.server.service.jobs import STOP, Job, JobFolder
+from astrofed.server.service.jobs import STOP, JobFolder
 from astrofed.server.service.sites import file_name
 from astrofed.shared.errors import AstrofedError, UserMistake
+from astrofed.shared.files import CannotWrite
 from astrofed.shared.plan import Plan
 from astrofed.shared.record import Round, Start
-from astrofed.shared.signed_plan import sign_plan
+from astrofed.shared.signed_plan import with_part
 
 DONE, FAILED, STOPPED = 0, 10, 11
 POLL_S = 0.25
@@ -63,6 +63,11 @@ class Watcher:
         )
         self._job.note(round=entry.round, loss=entry.loss, crashes=0)
 
+    def said(self, line: str) -> None:
+        """A search or an evolution is so far."""
+        log.info("%s", line)
+        self._job.note(status="running", reason=line, crashes=0)
+
     def should_stop(self) -> bool:
         """Whether the coordinator asked for it."""
         return self._job.wishes(STOP)
@@ -80,7 +85,8 @@ def work(home: ServerHome, job: JobFolder) -> int:
         return STOPPED
     except UserMistake as error:
         log.error("%s", error)
-        job.note(status="failed", reason=str(error))
+        with suppress(CannotWrite):  # the supervisor writes it down as soon as there is room
+            job.note(status="failed", reason=str(error))
         return FAILED
     job.note(status="done", reason="")
     return DONE
@@ -98,7 +104,7 @@ def _run(home: ServerHome, job: JobFolder) -> None:
 
         torch.set_num_threads(home.settings().run_threads or 1)
     quorum = plan.strategy.quorum if given.quorum is None and plan.strategy.membership == "open" else given.quorum
-    grid = LinkGrid(home.link_socket, given.run, given.sites, _signer(home, given))
+    grid = LinkGrid(home.link_socket, given.run, given.sites, lambda plan: with_part(given.signed, plan))
     try:
         _wait_for_sites(grid.online, plan, quorum, given.wait_s, job)
         try:
@@ -108,19 +114,6 @@ def _run(home: ServerHome, job: JobFolder) -> None:
                 write_report(out)
     finally:
         grid.close()
-
-
-def _signer(home: ServerHome, job: Job) -> Callable[[str], Mapping[str, object]]:
-    """Return what signs plans: the one that was submitted is signed; a search makes further ones as it goes on."""
-    signed: dict[str, Mapping[str, object]] = {job.plan: job.signed}
-
-    def sign(plan: str) -> Mapping[str, object]:
-        if plan not in signed:
-            name = f"{job.run[:60]} {hashlib.sha256(plan.encode()).hexdigest()[:12]}"
-            signed[plan] = sign_plan(plan, name, job.issued, job.expires, Authority(home.authority).plan_key)
-        return signed[plan]
-
-    return sign
 
 
 def _wait_for_sites(

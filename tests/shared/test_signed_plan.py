@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astrofed.shared.keys import new_plan_key
-from astrofed.shared.signed_plan import SKEW_S, PlanNotSigned, SignedPlan, sign_plan, verify_plan
+from astrofed.shared.signed_plan import SKEW_S, PlanNotSigned, SignedPlan, sign_plan, verify_plan, with_part
 
 KEY = new_plan_key()
 NOW = 1_800_000_000
@@ -14,7 +14,9 @@ NOW = 1_800_000_000
 
 def test_a_signed_plan_travels_in_a_config_record() -> None:
     record = ConfigRecord({**sign_plan('{"name":"a"}', "run-1", NOW, NOW + 60, KEY), "server-round": 3})
-    assert verify_plan(record, KEY.public_key(), NOW + 1) == SignedPlan('{"name":"a"}', "run-1", NOW, NOW + 60)
+    assert verify_plan(record, KEY.public_key(), NOW + 1) == SignedPlan(
+        '{"name":"a"}', '{"name":"a"}', "run-1", NOW, NOW + 60
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,15 @@ def test_a_plan_out_of_its_time_is_refused_and_the_clocks_are_named() -> None:
         verify_plan(signed, KEY.public_key(), NOW - SKEW_S - 1)
     with pytest.raises(PlanNotSigned, match="submit it again"):
         verify_plan(signed, KEY.public_key(), NOW + 60 + SKEW_S + 1)
+
+
+def test_a_part_travels_with_the_plan_that_was_signed() -> None:
+    signed = sign_plan("whole", "run", NOW, NOW + 60, KEY)
+    assert with_part(signed, "whole") == signed
+    found = verify_plan(with_part(signed, "part"), KEY.public_key(), NOW)
+    assert (found.plan, found.part) == ("whole", "part")
+    with pytest.raises(PlanNotSigned):
+        verify_plan({**with_part(signed, "part"), "plan-whole": "part"}, KEY.public_key(), NOW)
 
 
 @given(st.text(max_size=20), st.text(max_size=20), st.text(max_size=20), st.text(max_size=20))

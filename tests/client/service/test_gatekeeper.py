@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from astrofed.client.service import home as module
 from astrofed.client.service.gatekeeper import Gatekeeper
 from astrofed.client.service.home import Home
 from astrofed.client.service.messages import Envelope
 from astrofed.client.service.setup import make_home, take_welcome
+from astrofed.server.search.space import candidate_plan
 from astrofed.shared.errors import UserMistake
 from astrofed.shared.membership import Welcome
-from astrofed.shared.signed_plan import sign_plan
+from astrofed.shared.plan import load_plan
+from astrofed.shared.signed_plan import sign_plan, with_part
 from astrofed.simulations.bundled import resolve_bundled
 
 NODE, NOW = 42, 1_800_000_000
@@ -123,11 +126,27 @@ def test_a_run_keeps_the_plan_that_it_began_with(home: Home, plan: str) -> None:
         keeper.admit(ENVELOPE, signed(plan, run="other"), NODE, NOW)
 
 
+def test_a_part_of_a_signed_search_is_let_in_and_nothing_beyond_it(home: Home, plan: str) -> None:
+    space = {"space": {"model.hidden": [[8], [16]]}, "candidates": 2, "population": 2}
+    whole = load_plan({**json.loads(plan), "mode": "nas", "search": space})
+    part = candidate_plan(whole, ((16,),), "candidate")
+    beyond = part.model_copy(update={"task": whole.task.model_copy(update={"options": {"held_out": 0.5}})})
+    sent = sign_plan(whole.to_json(), "run", NOW, NOW + 3600, KEY)
+    with pytest.raises(UserMistake, match="does not allow mode 'nas'"):
+        Gatekeeper(home).admit(ENVELOPE, with_part(sent, part.to_json()), NODE, NOW)
+    path = home.folder / "policy.toml"
+    path.write_text(path.read_text().replace('modes = ["federated"]', 'modes = ["nas", "federated"]'))
+    module._policy.cache_clear()
+    keeper = Gatekeeper(home)
+    for each in (part, whole):
+        assert keeper.admit(ENVELOPE, with_part(sent, each.to_json()), NODE, NOW).plan == each
+    with pytest.raises(UserMistake, match="its 'task' is another"):
+        keeper.admit(ENVELOPE, with_part(sent, beyond.to_json()), NODE, NOW)
+
+
 def test_a_coordinator_who_is_not_in_the_policy_is_refused(home: Home, plan: str) -> None:
     path = home.folder / "policy.toml"
     path.write_text(path.read_text().split('[[coordinators]]\nname = "here"')[0])
-    from astrofed.client.service import home as module
-
     module._policy.cache_clear()
     with pytest.raises(UserMistake, match="names no coordinator with the plan key"):
         Gatekeeper(home).admit(ENVELOPE, signed(plan), NODE, NOW)

@@ -2,7 +2,7 @@
 
 import json
 import stat
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from astrofed.client.policy import Policy
 from astrofed.client.service import setup
 from astrofed.client.service.home import BadSiteFile, Home, NoHome, NotJoined
 from astrofed.shared.keys import fingerprint, grouped, new_node_key, public_pem
-from astrofed.shared.membership import Welcome, read_request
+from astrofed.shared.membership import Welcome, read_request, read_welcome
 from astrofed.simulations.bundled import resolve_bundled
 
 DATA = {"planets": resolve_bundled("planets/k2")}
@@ -134,3 +134,31 @@ def test_a_request_that_was_changed_on_its_way_is_noticed(home: Path) -> None:
     path.write_text(json.dumps(data))
     with pytest.raises(Exception, match="changed on its way"):
         read_request(path)
+
+
+def test_a_newer_welcome_signed_by_the_trusted_key_is_taken_and_both_keys_count_for_a_while(
+    home: Path, certificate: str
+) -> None:
+    site, old, new = Home.open(home), Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    list(setup.take_welcome(site, setup.look_at_welcome(site, write_welcome(home, certificate, old))[0]))
+    until = datetime.now(UTC) + timedelta(days=1)
+    changes = {"older_plan_key": {"pem": public_pem(old.public_key()), "until": until}}
+    path = write_welcome(home, certificate, new, **changes)
+    with pytest.raises(setup.OtherSite, match="did not sign"):
+        setup.look_at_welcome(site, path)
+    path.write_text(read_welcome(path).signed(new).to_json())
+    with pytest.raises(setup.OtherSite, match="did not sign"):
+        setup.look_at_welcome(site, path)
+    path.write_text(read_welcome(path).signed(old).to_json())
+    for _ in range(2):
+        welcome, found = setup.look_at_welcome(site, path)
+        assert found is None
+        list(setup.take_welcome(site, welcome))
+    policy = Policy.load(home / "policy.toml")
+    for when, count in ((until.timestamp() - 1, 2), (until.timestamp(), 1)):
+        assert len(site.welcome.plan_keys(when)) == count
+    assert all(policy.coordinator(key.public_bytes_raw()) for key in site.welcome.plan_keys(0.0))
+    long_ago = {**changes, "time": datetime(2026, 1, 1, tzinfo=UTC)}
+    path.write_text(read_welcome(write_welcome(home, certificate, old, **long_ago)).signed(old).to_json())
+    with pytest.raises(setup.OtherSite, match="has a newer one"):
+        setup.look_at_welcome(site, path)
