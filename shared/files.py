@@ -2,6 +2,7 @@
 
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from astrofed.shared.errors import UserMistake
@@ -34,7 +35,8 @@ def write_atomically(path: Path, data: bytes, *, flush: bool = True, private: bo
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(NotADirectoryError):  # then it was never begun
+            unfinished.unlink(missing_ok=True)
 
 
 def _private_opener(path: str, flags: int) -> int:

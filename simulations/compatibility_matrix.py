@@ -111,7 +111,7 @@ def matrix_markdown() -> str:
     for (mode, privacy), rows in by_cell.items():
         lines += [f"## Mode `{mode}`, privacy {privacy}", ""]
         runs = [name for name, found in rows.items() if not any(found.values())]
-        lines += [f"Runs on {' and '.join(ENGINES)}: {', '.join(runs) or 'nothing'}.", ""]
+        lines += [f"Runs on {', '.join(ENGINES)} and at real sites: {', '.join(runs) or 'nothing'}.", ""]
         reasons: dict[str, list[str]] = {}
         for name, found in rows.items():
             for engine, reason in found.items():
@@ -134,6 +134,8 @@ _HEAD = f"""\
 Made by `astrofed plan matrix --out docs/compatibility.md`; do not edit. Every combination of mode, strategy or rule,
 kind of privacy and engine was given to the plan check, with {SITES} training sites (one in mode `single`), one of them
 lying where a rule takes `f`. What is refused is refused before any data are read, with the reason that stands here.
+Real sites are those of `astrofed server submit`, which makes the same check, looks at no `[engine]`, and refuses
+`participants.*.attack` besides; asynchronous rounds (`strategy.buffer`) and open membership run there too.
 Privacy "at the site" is DP-SGD (`[privacy]`), "at the server" is `[central_privacy]`.
 """
 

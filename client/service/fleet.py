@@ -301,7 +301,7 @@ def _refusal(address: str, path: str, response: httpx.Response, body: bytes) -> 
         )
     if status == 413:
         return TooLarge(f"{address} takes no request as large as this reply's")
-    if status in (408, 425, 429, 502, 503, 504):
+    if status in (408, 425, 429, 502, 503, 504, 507):
         return Unreachable(f"{address} is not ready (HTTP {status})")
     return BadAnswer(f"{address} answered {path} with HTTP {status}")
 

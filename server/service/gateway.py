@@ -20,7 +20,7 @@ from astrofed.server.service.home import ServerSettings
 from astrofed.server.service.limits import Limiter
 from astrofed.server.service.node_signature import Replays, SignatureChecker, Unauthentic
 from astrofed.server.service.sites import Sites
-from astrofed.shared.files import write_atomically
+from astrofed.shared.files import CannotWrite, write_atomically
 from astrofed.shared.waiting import HELD_HEADER, LONGEST_WAIT_S
 
 FLEET_PATHS = frozenset(
@@ -65,7 +65,7 @@ class Counts:
         self.bytes_in = self.bytes_out = 0
 
     def write(self) -> None:
-        """Write the file."""
+        """Write the file, if there is room for it."""
         data = {
             "time": time.time(),
             "requests": dict(self.requests),
@@ -74,7 +74,10 @@ class Counts:
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
         }
-        write_atomically(self._path, json.dumps(data).encode(), flush=False)
+        try:
+            write_atomically(self._path, json.dumps(data).encode(), flush=False)
+        except CannotWrite as error:
+            log.warning("%s", error)
 
 
 class Gateway:

@@ -9,6 +9,7 @@ of their own under `/run/`. Whoever waits for a message is held until there is o
 import asyncio
 import json
 import logging
+import sqlite3
 import sys
 import time
 from collections import defaultdict
@@ -23,8 +24,9 @@ from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.error import FlowerError
 from flwr.supercore.error.catalog import API_ERROR_MAP
 from flwr.supercore.object_store import NoObjectInStoreError
+from sqlalchemy.exc import OperationalError
 
-from astrofed.server.service.asgi import Receive, Scope, Send, answer, headers_of
+from astrofed.server.service.asgi import NO_ROOM, Receive, Scope, Send, answer, headers_of
 from astrofed.server.service.frames import LARGEST_BODY, BadFrames, join_frames, split_frames
 from astrofed.server.service.home import ServerHome
 from astrofed.server.service.link_state import DELIVERY_S, FLEET, LinkRefused, LinkState, empty_pull
@@ -80,6 +82,9 @@ class LinkApp:
         except (LinkRefused, BadFrames, NoObjectInStoreError, ValueError, KeyError) as error:
             log.warning("refused %s, %s: %s: %s", who, path, type(error).__name__, str(error)[:300])
             status, body = 400, b'{"detail": "Bad Request"}'
+        except (sqlite3.OperationalError, OperationalError) as error:  # Flower's state is reached through SQLAlchemy
+            log.error("could not do what %s asked, %s: %s", who, path, str(error)[:300])
+            status, body = NO_ROOM, b'{"detail": "Insufficient Storage"}'
         if status >= 400:
             kind = "application/json"
         await answer(send, status, kind, body)

@@ -26,10 +26,11 @@ from flwr.supercore.inflatable.inflatable_object import (
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.task_identity import TaskIdentity
 
+from astrofed.server.service.asgi import NO_ROOM
 from astrofed.server.service.frames import LARGEST_BODY, join_frames, split_frames
 from astrofed.server.service.link_objects import object_ids
 from astrofed.shared import packing, records
-from astrofed.shared.errors import AstrofedError
+from astrofed.shared.errors import AstrofedError, UserMistake
 
 LINK_PATIENCE_S = 120.0  # a link that was killed is back within seconds
 HOLD_S = 20.0
@@ -39,6 +40,10 @@ log = logging.getLogger("astrofed.worker")
 
 class LinkLost(AstrofedError):
     """The link ended this run, or was not reached for too long."""
+
+
+class LinkFull(UserMistake):
+    """The link has no room for messages."""
 
 
 class LinkClient:
@@ -56,6 +61,7 @@ class LinkClient:
 
         Raises:
             LinkLost: the link refuses, or isn't there for too long.
+            LinkFull: its disk is full.
         """
         deadline = time.monotonic() + LINK_PATIENCE_S
         while True:
@@ -66,6 +72,8 @@ class LinkClient:
                     raise LinkLost(f"the link does not answer: {type(error).__name__}") from error
                 time.sleep(0.2)
                 continue
+            if response.status_code == NO_ROOM:
+                raise LinkFull("the disk on which the link keeps messages is full; free space, then resume the run")
             if response.status_code != 200:
                 raise LinkLost(f"the link refuses {path} ({response.status_code}); its log says why")
             return response.content
@@ -108,8 +116,8 @@ class LinkGrid(Grid):
             self._link.close()
 
     def set_run(self, run: Any) -> None:
-        """A run is given when the grid is made; there is no other."""
-        raise NotImplementedError("a LinkGrid has the run that it was made for")
+        """Take over the id of a run that is open at the link; a grid's own is opened when it is made."""
+        self._run_id = TaskIdentity.run_id = int(run.run_id)
 
     @property
     def run(self) -> Any:

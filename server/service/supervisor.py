@@ -24,6 +24,7 @@ from astrofed.server.service.jobs import ACTIVE, RESUME, STOP, JobFolder, Jobs
 from astrofed.server.service.process import child_environment
 from astrofed.server.service.worker import FAILED
 from astrofed.shared.errors import UserMistake
+from astrofed.shared.files import CannotWrite
 
 TICK_S = 0.25
 GRACE_S = 10.0  # for a child to end when asked
@@ -65,6 +66,7 @@ class Supervisor:
     children: list[Child] = field(default_factory=list)
     workers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _ending: bool = False
+    _trouble: str = ""
 
     def run(self, each_tick: Callable[["Supervisor"], None] = lambda _: None) -> None:
         """Serve until SIGTERM or SIGINT.
@@ -86,8 +88,7 @@ class Supervisor:
                 self._take_up()
                 told = False
                 while not self._ending:
-                    self._look_after_children()
-                    self._look_after_workers(settings.runs_at_once)
+                    self._look_after_all(settings.runs_at_once)
                     if not told and self.ready():
                         told = True
                         self.say(f"ready: sites reach it at {settings.address}")
@@ -124,6 +125,18 @@ class Supervisor:
                 self.say(f"run {job.job.run!r} is taken up again")
                 job.note(status="queued", reason="the server was restarted")
 
+    def _look_after_all(self, at_once: int) -> None:
+        """Do what is to be done now; what a full disk prevents is done as soon as there is room."""
+        try:
+            self._look_after_children()
+            self._look_after_workers(at_once)
+            self._trouble = ""
+        except (CannotWrite, OSError) as error:
+            if str(error) != self._trouble:
+                self._trouble = str(error)
+                log.error("%s", error)
+                self.say(f"{error}; it is tried again")
+
     def _look_after_children(self) -> None:
         now = time.time()
         for child in self.children:
@@ -144,8 +157,8 @@ class Supervisor:
         jobs = Jobs(self.home.jobs)
         for run, process in list(self.workers.items()):
             if process.poll() is not None:
-                del self.workers[run]
                 self._ended(jobs.get(run), process.returncode)
+                del self.workers[run]
         for job in jobs.all():
             run = job.job.run
             if run in self.workers:
@@ -172,7 +185,10 @@ class Supervisor:
         state, run = job.state, job.job.run
         if state.status in ACTIVE:  # it could not say how it ended
             crashes = state.crashes + 1
-            if crashes >= MAX_CRASHES or code == FAILED:
+            if code == FAILED:  # and could not write down why: there is no room for it, as a rule
+                reason = "it could not be written on, as when a disk is full; mend that, then `astrofed server resume`"
+                state = job.note(status="failed", reason=reason)
+            elif crashes >= MAX_CRASHES:
                 reason = f"its worker died {crashes} times without a round between (code {code}); see `server logs`"
                 state = job.note(status="failed", reason=reason, crashes=crashes)
             else:

@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -17,7 +18,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, PushMessagesRequest
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest, PushObjectRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest, PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, iterate_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
@@ -33,6 +34,8 @@ from astrofed.shared.plan import Plan
 from astrofed.shared.signed_plan import verify_plan
 from astrofed.simulations.bundled import resolve_bundled
 
+Push = Callable[[ObjectTree, Message, dict[str, bytes]], None]
+
 
 class Wait:
     """Asks the server to hold pulls."""
@@ -43,7 +46,12 @@ class Wait:
         return call_next(context)
 
 
-def main(key_file: Path, welcome_file: Path, data: Path) -> None:
+def just_so(reply: Message, _push: Push) -> Message:
+    """Send a reply as the client app made it."""
+    return reply
+
+
+def main(key_file: Path, welcome_file: Path, data: Path, change: Callable[[Message, Push], Message] = just_so) -> None:
     key, welcome = read_node_key(key_file), read_welcome(welcome_file)
     plan_key = plan_public_key(welcome.plan_key)
 
@@ -71,6 +79,8 @@ def main(key_file: Path, welcome_file: Path, data: Path) -> None:
                     os._exit(3)
                 if error.response.status_code < 500:
                     raise
+                sys.stdout.write(f"answered {error.response.status_code}\n")
+                sys.stdout.flush()
             except httpx.HTTPError:
                 pass
             time.sleep(0.1)
@@ -85,6 +95,23 @@ def main(key_file: Path, welcome_file: Path, data: Path) -> None:
         while True:
             time.sleep(5)
             patiently(client.SendNodeHeartbeat, SendNodeHeartbeatRequest(node=node, heartbeat_interval=10))
+
+    def push(tree: ObjectTree, envelope: Message, objects: dict[str, bytes]) -> None:
+        request = PushMessagesRequest(
+            node=node, messages_list=[message_to_proto(envelope)], message_object_trees=[tree]
+        )
+        pushed = patiently(client.PushMessages, request)
+        for identifier in pushed.objects_to_push:
+            patiently(
+                client.PushObject,
+                PushObjectRequest(
+                    node=node,
+                    run_id=envelope.metadata.run_id,
+                    object_id=identifier,
+                    object_content=objects[identifier],
+                    session_id=pushed.session_id,
+                ),
+            )
 
     threading.Thread(target=beat, daemon=True).start()
     while True:
@@ -109,36 +136,21 @@ def main(key_file: Path, welcome_file: Path, data: Path) -> None:
             )
             question = records.with_content(whole, packing.unpack(whole.content))
             verify_plan(question.content.config_records["config"], plan_key, time.time())
-            reply = app(question, Context(run, node.node_id, {}, RecordDict(), {}))
-            if reply.has_content():
+            reply = change(app(question, Context(run, node.node_id, {}, RecordDict(), {})), push)
+            if reply.has_content() and packing.NAME not in reply.content:
                 reply = records.with_content(reply, packing.pack(reply.content))
             reply.metadata.__dict__["_message_id"] = ""
             reply.metadata.__dict__["_message_id"] = reply.object_id
-            objects = get_all_nested_objects(reply)
+            objects = {name: each.deflate() for name, each in get_all_nested_objects(reply).items()}
             empty = records.with_content(reply, RecordDict()) if reply.has_content() else reply
-            pushed = patiently(
-                client.PushMessages,
-                PushMessagesRequest(
-                    node=node, messages_list=[message_to_proto(empty)], message_object_trees=[get_object_tree(reply)]
-                ),
-            )
-            for identifier in pushed.objects_to_push:
-                patiently(
-                    client.PushObject,
-                    PushObjectRequest(
-                        node=node,
-                        run_id=run,
-                        object_id=identifier,
-                        object_content=objects[identifier].deflate(),
-                        session_id=pushed.session_id,
-                    ),
-                )
+            push(get_object_tree(reply), empty, objects)
         except httpx.HTTPStatusError as error:  # the run ended meanwhile
             sys.stdout.write(f"gave up a message: {error}\n")
             sys.stdout.flush()
 
 
-if __name__ == "__main__":
+def serve(change: Callable[[Message, Push], Message] = just_so) -> None:
+    """Serve the sites that the command line names, a thread each, until one of them fails."""
     torch.set_num_threads(1)
     threads = [
         threading.Thread(
@@ -147,6 +159,7 @@ if __name__ == "__main__":
                 Path(sys.argv[1]) / f"{name}.key",
                 Path(sys.argv[1]) / f"{name}.welcome.json",
                 resolve_bundled(f"bundled:planets/{name}"),
+                change,
             ),
         )
         for name in sys.argv[2:]
@@ -156,3 +169,7 @@ if __name__ == "__main__":
     for thread in threads:
         thread.join()
     os._exit(1)  # a node ends by being killed, or by an error
+
+
+if __name__ == "__main__":
+    serve()

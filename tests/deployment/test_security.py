@@ -1,5 +1,6 @@
 """Who is not an enrolled site, and a site that does what it may not, gets nowhere; and the log says who tried."""
 
+import re
 import socket
 import ssl
 import time
@@ -14,10 +15,13 @@ from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, Message, Metadata, ObjectTree, PullObjectRequest
 from flwr.proto.node_pb2 import Node
 
+from astrofed.server.service.gateway import FLEET_PATHS
+from astrofed.server.service.home import ServerHome, ServerSettings
 from astrofed.server.service.sites import Sites
 from astrofed.shared.keys import new_node_key, public_pem
 
 FLEET = "/v1/fleet/"
+COORDINATOR = Path(__file__).parents[2] / "docs" / "coordinator.md"
 
 
 @pytest.fixture(scope="module")
@@ -224,10 +228,19 @@ def test_tls_before_1_3_and_no_tls_are_refused(strict: Any) -> None:
         stranger.post("/")  # whoever does not know the authority does not take the server for another
 
 
-def test_a_scan_finds_the_gateway_and_nothing_else(strict: Any) -> None:
-    pids = [strict.server.pid, *_children(strict)]
-    listening = _listening(pids)
-    assert listening == {("127.0.0.1", strict.port), ("127.0.0.1", strict.admin_port)}
+def test_a_scan_finds_what_the_docs_say_and_nothing_else(strict: Any) -> None:
+    table = COORDINATOR.read_text().partition("## What is reachable")[2].partition("The gateway refuses")[0]
+    documented = {setting: int(port) for port, setting in re.findall(r"(\d+) \(`(\w+)`\)", table)}
+    fields = ServerSettings.model_fields
+    assert documented == {name: fields[name].default for name in ("port", "admin_port")}
+    settings = ServerHome(strict.home).settings()
+    listening = _listening([strict.server.pid, *strict.children()])
+    assert sorted(port for _, port in listening) == sorted(getattr(settings, name) for name in documented)
+    for host, port in listening:
+        spoken, said = _greeting(strict, host, port)
+        assert spoken == ("TLSv1.3" if port == settings.port else "")
+        assert said in ("404 Not Found", "429 Too Many Requests")  # all that who has no key is told
+    assert re.search(r"the ten requests of Flower's Fleet API", table) and len(FLEET_PATHS) == 10
     assert (strict.home / "run").stat().st_mode & 0o077 == 0  # where the link's socket lies
     assert (strict.home / "link").stat().st_mode & 0o077 == 0
 
@@ -276,10 +289,24 @@ def _raw(strict: Any, request: bytes) -> bytes:
             return b""
 
 
-def _children(strict: Any) -> list[int]:
-    return [
-        pid for module in ("link_app", "gateway_server") for pid in strict.children(f"astrofed.server.service.{module}")
-    ]
+def _greeting(strict: Any, host: str, port: int) -> tuple[str, str]:
+    """Return the version of TLS that a port speaks, "" for none, and its answer to a request for "/"."""
+    context = ssl.create_default_context(cafile=str(strict.home / "authority" / "ca.crt"))
+    request = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    with socket.create_connection((host, port), timeout=60) as plain:
+        try:
+            with context.wrap_socket(plain, server_hostname=host) as wrapped:
+                wrapped.sendall(request)
+                return str(wrapped.version()), _status(wrapped)
+        except ssl.SSLError:
+            pass
+    with socket.create_connection((host, port), timeout=60) as plain:
+        plain.sendall(request)
+        return "", _status(plain)
+
+
+def _status(connection: socket.socket) -> str:
+    return connection.recv(4096).partition(b"\r\n")[0].partition(b" ")[2].decode()
 
 
 def _listening(pids: list[int]) -> set[tuple[str, int]]:

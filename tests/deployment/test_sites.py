@@ -1,142 +1,40 @@
 """Four sites set up as the docs say, over TLS with real processes: private runs, and sites that are killed at work."""
 
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from astrofed.client.service.home import Home
-from astrofed.client.service.setup import look_at_welcome, make_home, take_welcome
+from astrofed.client.service.setup import look_at_welcome, take_welcome
 from astrofed.server.record import read_record, verify_run
-from astrofed.server.service.setup import enroll_site
-from astrofed.simulations.bundled import resolve_bundled
+from astrofed.server.service.home import ServerHome
+from astrofed.server.service.welcomes import rotate
 
 pytestmark = pytest.mark.slow
 NAMES = ("tess", "k2", "la_silla", "keck")
-POLICY = {  # what an operator edits in the policy that `client init` writes
-    "tasks = []": 'tasks = ["planets"]',
-    "models = []": 'models = ["mlp"]',
-    'privacy = "required"': 'privacy = "optional"',
-    "epsilon = 1.0": "epsilon = 8.0",
-    "delta = 1e-6": "delta = 1e-5",
-    "metrics = []": 'metrics = ["*"]',
-    "digits = 2": "digits = 17",
-    "statistics = []": 'statistics = ["*"]',
-}
-
-
-def astrofed(*arguments: str | Path) -> str:
-    done = subprocess.run([sys.executable, "-m", "astrofed.cli", *map(str, arguments)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-class Sites:
-    """Sites' homes beside a server, and the processes that serve them."""
-
-    def __init__(self, deployment: Any) -> None:
-        self.deployment, self.folder = deployment, deployment.folder / "homes"
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.folder.mkdir()
-
-    def set_up_by_commands(self, name: str) -> None:
-        home, welcome = self.folder / name, self.folder / f"{name}.welcome.json"
-        data = f"planets=bundled:planets/{name}"
-        said_by_site = astrofed("client", "init", home, "--name", name, "--contact", "test@example.org", "--data", data)
-        said = astrofed("server", "enroll", home / "request.json", "--home", self.deployment.home, "--out", welcome)
-        own, plans = re.findall(r"(?:[0-9a-f]{4} ){7}[0-9a-f]{4}", said)  # what coordinator and site read to each other
-        assert own in said_by_site
-        astrofed("client", "join", welcome, home, "--fingerprint", plans)
-        self.edit_policy(home)
-
-    def set_up(self, name: str) -> None:
-        """Do by functions what the commands do; a process for each takes a second."""
-        home, path = self.folder / name, self.folder / f"{name}.welcome.json"
-        list(make_home(home, name, "test@example.org", {"planets": resolve_bundled(f"planets/{name}")}))
-        list(enroll_site(self.deployment.home, home / "request.json", ("default",), out=path))
-        welcome, _ = look_at_welcome(Home.open(home), path)
-        list(take_welcome(Home.open(home), welcome))
-        self.edit_policy(home)
-
-    def edit_policy(self, home: Path) -> None:
-        policy = home / "policy.toml"
-        text = policy.read_text()
-        for old, new in POLICY.items():
-            assert old in text, old
-            text = text.replace(old, new)
-        policy.write_text(text)
-
-    def start(self, name: str) -> None:
-        with (self.deployment.folder / f"{name}.out").open("ab") as out:
-            command = [sys.executable, "-m", "astrofed.cli", "client", "start", str(self.folder / name)]
-            self.processes[name] = subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
-
-    def kill(self, name: str) -> None:
-        self.processes[name].kill()
-        self.processes[name].wait()
-
-    def log(self, name: str) -> str:
-        path = self.folder / name / "logs" / "node.log"
-        return path.read_text() if path.exists() else ""
-
-    def catch_at_work(self, name: str, run: str) -> tuple[int, int]:
-        """Hold a site's executor in the midst of training; return its process and the round."""
-        begun = re.compile(rf"run {run}: train, round (\d+) of \d+: begun")
-        self.deployment.until(lambda: begun.search(self.log(name)) is not None, f"{name} trains")
-        executor = self.executor(name)
-        os.kill(executor, signal.SIGSTOP)
-        self.deployment.until(lambda: begun.search(self.log(name).splitlines()[-1]) is not None, f"{name} is held")
-        found = begun.search(self.log(name).splitlines()[-1])
-        assert found is not None
-        return executor, int(found[1])
-
-    def executor(self, name: str) -> int:
-        """Return the id of a site's executor."""
-        home = str(self.folder / name).encode()
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    words = (entry / "cmdline").read_bytes().split(b"\0")
-                except OSError:
-                    continue
-                if b"astrofed.client.service.executor_process" in words and home in words:
-                    return int(entry.name)
-        raise AssertionError(f"{name} has no executor")
-
-    def ledger(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(astrofed("client", "ledger", self.folder / name, "--json"))
-        return found
-
-    def close(self) -> None:
-        for process in self.processes.values():
-            if process.poll() is None:
-                process.kill()
-            process.wait()
 
 
 @pytest.fixture(scope="module")
-def sites(deployment: Any) -> Iterator[Sites]:
-    made = Sites(deployment)
+def sites(site_homes: Any, deployment: Any) -> Any:
+    made = site_homes
     made.set_up_by_commands(NAMES[0])
     for name in NAMES[1:]:
         made.set_up(name)
     deployment.start()
     for name in NAMES:
         made.start(name)
-    yield made
-    made.close()
+    return made
 
 
 def test_without_privacy_the_sites_make_the_embedded_engines_model(
-    sites: Sites, planets: dict[str, Any], embedded: Callable[[dict[str, Any]], str]
+    sites: Any, planets: dict[str, Any], embedded: Callable[[dict[str, Any]], str]
 ) -> None:
     import hashlib
 
@@ -156,7 +54,7 @@ def private(planets: dict[str, Any], name: str, epsilon: float, rounds: int) -> 
     }
 
 
-def test_a_private_run_is_accounted_at_every_site(sites: Sites, planets: dict[str, Any]) -> None:
+def test_a_private_run_is_accounted_at_every_site(sites: Any, planets: dict[str, Any]) -> None:
     sites.deployment.submit(private(planets, "private", 4.0, 3))
     assert sites.deployment.finish("private").status == "done", sites.deployment.logs()
     folder = sites.deployment.run_folder("private")
@@ -169,7 +67,7 @@ def test_a_private_run_is_accounted_at_every_site(sites: Sites, planets: dict[st
     assert [run["reservations"] for run in dataset["runs"]] == [3]
 
 
-def test_whoever_is_killed_at_work_costs_one_reply_and_no_false_ledger(sites: Sites, planets: dict[str, Any]) -> None:
+def test_whoever_is_killed_at_work_costs_one_reply_and_no_false_ledger(sites: Any, planets: dict[str, Any]) -> None:
     sites.deployment.submit({**private(planets, "killed", 8.0, 6), "evaluate_every": 6})
     executor, first = sites.catch_at_work("k2", "killed")
     os.kill(executor, signal.SIGKILL)
@@ -192,7 +90,7 @@ def test_whoever_is_killed_at_work_costs_one_reply_and_no_false_ledger(sites: Si
         assert dataset["epsilon"] <= 8.0 + 1e-6
 
 
-def test_a_node_ends_cleanly_and_comes_back_as_the_same(sites: Sites) -> None:
+def test_a_node_ends_cleanly_and_comes_back_as_the_same(sites: Any) -> None:
     before = re.findall(r"as node (\d+)", sites.log("tess"))
     began = time.monotonic()
     sites.processes["tess"].send_signal(signal.SIGTERM)
@@ -204,8 +102,39 @@ def test_a_node_ends_cleanly_and_comes_back_as_the_same(sites: Sites) -> None:
     assert len(set(re.findall(r"as node (\d+)", sites.log("tess")))) == 1
 
 
-def test_two_processes_never_serve_one_home(sites: Sites) -> None:
+def test_two_processes_never_serve_one_home(sites: Any) -> None:
     command = [sys.executable, "-m", "astrofed.cli", "client", "start", str(sites.folder / "k2")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "another process serves" in done.stderr
+
+
+def test_keys_are_rotated_and_who_has_not_taken_the_new_ones_is_out(sites: Any, planets: dict[str, Any]) -> None:
+    home = ServerHome(sites.deployment.home)
+    for what in ("ca", "plan-key"):
+        list(rotate(home, what, days=30, finish=False))
+    for name in ("k2", "keck"):
+        sites.kill(name)
+    site = Home.open(sites.folder / "k2")
+    welcome, fingerprint = look_at_welcome(site, home.welcomes / "k2.json")
+    assert fingerprint is None  # signed by the key that the site trusts
+    list(take_welcome(site, welcome))
+    sites.start("k2")
+    two = {**planets, "rounds": 1, "participants": [{"name": name, "data": "planets"} for name in ("tess", "k2")]}
+    sites.deployment.submit({**two, "name": "overlap"})  # one site knows the old keys alone, one the old and the new
+    assert sites.deployment.finish("overlap").status == "done", sites.deployment.logs()
+    for what in ("ca", "plan-key"):
+        list(rotate(home, what, days=30, finish=True))
+    said = sites.deployment.home / "logs" / "gateway.log"
+    sites.deployment.until(lambda: "new connections get the certificate" in said.read_text(), "it is taken over")
+    sites.start("keck")
+    sites.deployment.until(lambda: "not by the coordinator's CA" in sites.log("keck"), "keck refuses the server")
+    one = {**two, "name": "rotated", "participants": [{"name": "k2", "data": "planets"}]}
+    sites.deployment.submit(one)
+    assert sites.deployment.finish("rotated").status == "done", sites.deployment.logs()
+    late = Home.open(sites.folder / "keck")
+    list(take_welcome(late, look_at_welcome(late, home.welcomes / "keck.json")[0]))
+    before = sites.log("keck").count("as node")
+    sites.kill("keck")
+    sites.start("keck")
+    sites.deployment.until(lambda: sites.log("keck").count("as node") > before, "keck is back")

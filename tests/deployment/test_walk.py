@@ -63,7 +63,7 @@ def test_a_server_and_four_sites_are_set_up_and_train(
         _allow(home / "policy.toml")
     deployment.start()
     clients = [
-        deployment._spawn([sys.executable, "-m", "astrofed.cli", "client", "start", str(home)], f"client-{name}")
+        deployment.spawn([sys.executable, "-m", "astrofed.cli", "client", "start", str(home)], f"client-{name}")
         for name, home in homes.items()
     ]
     private = {
