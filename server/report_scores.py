@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from astrofed.shared.physics import constraints_of
 from astrofed.shared.plan import Plan
 from astrofed.shared.record import Round
 from astrofed.shared.registry import normalise
@@ -80,8 +81,6 @@ def physics(rounds: Sequence[Round]) -> tuple[Compliance, ...]:
     evaluated = [entry.metrics for entry in rounds if any(key.startswith("physics/") for key in entry.metrics)]
     if not evaluated:
         return ()
-    from astrofed.shared.physics import CONSTRAINTS
-
     first, last = rounds[0].metrics, evaluated[-1]
     return tuple(
         Compliance(
@@ -90,7 +89,7 @@ def physics(rounds: Sequence[Round]) -> tuple[Compliance, ...]:
             tolerance=last.get(f"physics/{name}/tolerance"),
             data=first.get(f"baseline/{_DATA}/physics/{name}/compliance"),
         )
-        for name in CONSTRAINTS
+        for name in constraints_of(last)
     )
 
 

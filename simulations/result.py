@@ -13,12 +13,12 @@ from astrofed.server.record import NoRun, read_plan, read_record
 from astrofed.server.search.run import read_search
 from astrofed.shared.arrays import from_numpy, load_into
 from astrofed.shared.models.base import build_model
-from astrofed.shared.physics import CONSTRAINTS
+from astrofed.shared.physics import METRIC, constraints_of
 from astrofed.shared.plan import Plan
 from astrofed.shared.record import CentralSpent, Round, Spent, Start
 
 NOT_EVALUABLE = "not evaluable"
-_BASELINE, _PHYSICS = "baseline/", "physics/"
+_BASELINE = "baseline/"
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,9 @@ class RunResult:
     def physics(self) -> dict[str, dict[str, float] | str]:
         """Compliance and tolerance by constraint, or "not evaluable"; empty where the task knows no physics."""
         metrics = self._evaluated[-1].metrics
-        if not any(name.startswith(_PHYSICS) for name in metrics):
-            return {}
         found: dict[str, dict[str, float] | str] = {}
-        for name in CONSTRAINTS:
-            keys = {part: f"{_PHYSICS}{name}/{part}" for part in ("compliance", "tolerance")}
+        for name in constraints_of(metrics):
+            keys = {part: f"{METRIC}{name}/{part}" for part in ("compliance", "tolerance")}
             there = all(key in metrics for key in keys.values())
             found[name] = {part: metrics[key] for part, key in keys.items()} if there else NOT_EVALUABLE
         return found

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from astrofed.client.site import Site, SiteSummary
 from astrofed.client.task import Statistics, Task, TrainInstruction, TrainOutcome
 from astrofed.client.tasks.deep_time_histories import History, NoHistory, read_history
-from astrofed.client.tasks.deep_time_scores import BASELINES, model_step, scores
+from astrofed.client.tasks.deep_time_scores import BASELINES, compliance, model_step, scores
 from astrofed.client.training import train_locally
 from astrofed.shared.models.history_layout import NAMES
 from astrofed.shared.plan import Plan, Section
@@ -107,6 +107,9 @@ class DeepTime(Task):
         metrics = scores(self.history, model_step(model, self.history))
         for name, step in BASELINES.items() if with_baselines else ():
             metrics |= {f"baseline/{name}/{key}": value for key, value in scores(self.history, step).items()}
+        if with_baselines:
+            kept = compliance(self.history, self.history.states[self.history.split :])
+            metrics |= {f"baseline/data/{key}": value for key, value in kept.items() if key.endswith("compliance")}
         return metrics
 
     def _windows(self, history: History) -> int:

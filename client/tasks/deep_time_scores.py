@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from astrofed.client.tasks.deep_time_histories import History
 from astrofed.shared.models.history_layout import NAMES, QUANTITIES, unscaled
+from astrofed.shared.physics import GEOLOGICAL_TOLERANCES, METRIC
 
 SIGNS = {
     "radiogenic-decay": ("mantle_radiogenic_power", "core_radiogenic_power"),
@@ -23,9 +24,6 @@ SIGNS = {
 }
 """Quantities that only change in their direction, and stay positive, by constraint."""
 ENERGY, SATURATION = "secular-cooling", "xuv-saturation"
-ENERGY_TOLERANCE = 0.05  # of the secular heat flow; the data's own steps differ by less
-SATURATION_TOLERANCE = 0.01  # of the ratio of XUV to bolometric luminosity
-ROUNDING = 1e-6  # of dimensionless states: single precision of the source
 GYR_S = 3.15576e16
 TW = 1e12
 Step = Callable[[Tensor, Tensor], Tensor]
@@ -59,7 +57,7 @@ BASELINES: dict[str, Step] = {
 
 @torch.no_grad()
 def scores(history: History, step: Step) -> dict[str, float]:
-    """Return the roll-out's metrics: "loss" dimensionless, "rmse/…" in own units, "geology/…/compliance" as shares."""
+    """Return the roll-out's metrics: "loss" dimensionless, "rmse/…" in own units, "physics/…/compliance" as shares."""
     predicted = rolled_out(history, step).double()
     truth = history.states[history.split :]
     there = history.given.bool()
@@ -85,16 +83,17 @@ def compliance(history: History, predicted: Tensor) -> dict[str, float]:
         columns = [index for index, quantity in enumerate(NAMES) if quantity in quantities and there[quantity]]
         if columns:
             signs = torch.tensor([QUANTITIES[index].sign for index in columns])
-            holds = (path.diff(dim=0)[:, columns] * signs >= -ROUNDING) & (own[1:, columns] >= -ROUNDING)
-            found |= _told(name, holds.all(dim=1), ROUNDING)
+            least = -GEOLOGICAL_TOLERANCES[name]
+            holds = (path.diff(dim=0)[:, columns] * signs >= least) & (own[1:, columns] >= least)
+            found |= _told(name, holds.all(dim=1))
     if there["mantle_temperature"] and there["secular_heat_flow"]:
         capacity = float(_capacity(history, unscaled(history.states[: history.split])).median())
         off = (_capacity(history, own) / capacity - 1).abs()
-        found |= _told(ENERGY, off <= ENERGY_TOLERANCE, ENERGY_TOLERANCE)
+        found |= _told(ENERGY, off <= GEOLOGICAL_TOLERANCES[ENERGY])
     if there["luminosity"] and there["xuv_luminosity"]:
         whole = unscaled(history.states[: history.split])
         ratio, usual = _saturation(own)[1:], _saturation(whole).median()
-        found |= _told(SATURATION, (ratio / usual - 1).abs() <= SATURATION_TOLERANCE, SATURATION_TOLERANCE)
+        found |= _told(SATURATION, (ratio / usual - 1).abs() <= GEOLOGICAL_TOLERANCES[SATURATION])
     return found
 
 
@@ -109,8 +108,9 @@ def _saturation(own: Tensor) -> Tensor:
     return own[:, NAMES.index("xuv_luminosity")] / own[:, NAMES.index("luminosity")]
 
 
-def _told(name: str, holds: Tensor, tolerance: float) -> dict[str, float]:
-    return {f"geology/{name}/compliance": float(holds.double().mean()), f"geology/{name}/tolerance": tolerance}
+def _told(name: str, holds: Tensor) -> dict[str, float]:
+    found = {"compliance": float(holds.double().mean()), "tolerance": GEOLOGICAL_TOLERANCES[name]}
+    return {f"{METRIC}{name}/{key}": value for key, value in found.items()}
 
 
 def _finite(value: Tensor) -> float:

@@ -8,7 +8,7 @@ the winner, in the rounds that follow.
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from astrofed.server.beginning import Beginning
 from astrofed.server.evolution.changes import middle
@@ -17,7 +17,8 @@ from astrofed.server.evolution.lives import Book, Life
 from astrofed.server.evolution.plans import check_evolution, islands_of
 from astrofed.server.evolution.population import evolve
 from astrofed.server.federation import Observer
-from astrofed.server.record import RecordBroken, check_empty
+from astrofed.server.record import check_empty
+from astrofed.server.search.lines import read_found
 from astrofed.server.search.run import begin, speaker, with_values
 from astrofed.shared.files import write_atomically
 from astrofed.shared.plan import Plan
@@ -93,13 +94,7 @@ def read_evolution(out: Path) -> EvolutionRecord | None:
     Raises:
         RecordBroken: the file can't be read.
     """
-    path = out / FOLDER / FOUND
-    if not path.is_file():
-        return None
-    try:
-        return EvolutionRecord.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise RecordBroken(f"{path} can't be read: {error.errors()[0]['msg']}") from error
+    return read_found(out / FOLDER / FOUND, EvolutionRecord)
 
 
 def line_of(life: Life) -> str:

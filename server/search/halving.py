@@ -6,7 +6,7 @@ federation, or in the benchmark a table.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -75,13 +75,15 @@ def search(
         if not proposed:
             break
         left -= len(proposed)
-        fresh = [choices for choices in dict.fromkeys(proposed) if choices not in numbers]
+        spent = _cost(trial for trial in book.trials if trial.number <= len(numbers))  # a resumed book knows of more
+        unknown = [choices for choices in dict.fromkeys(proposed) if choices not in numbers]
+        fresh = unknown[: _affordable(len(unknown), rungs, settings, spent)]
         numbers |= {choices: len(numbers) + 1 + place for place, choices in enumerate(fresh)}
-        if settings.rounds is not None and _cost(book.trials) + _price(len(fresh), rungs, settings) > settings.rounds:
-            break
         largest = settings.max_parameters
         within = {c: numbers[c] for c in fresh if largest is None or trainer.parameters(c) <= largest}
         _climb(space, settings, rungs, within, trainer, book, told)
+        if len(fresh) < len(unknown):
+            break  # the rounds are used up
         known = {tuple(trial.choices.values()): trial for trial in last_of_each(book.trials)}
         proposer.learn({c: _values(known.get(c), settings.objectives) for c in proposed})
     best = last_of_each(book.trials)
@@ -138,6 +140,14 @@ def _kept(count: int, share: float) -> int:
     return max(1, math.ceil(count * share)) if count else 0
 
 
+def _affordable(count: int, rungs: Sequence[int], settings: Search, spent: int) -> int:
+    """How many of so many new candidates can be trained with the rounds that are left."""
+    if settings.rounds is None:
+        return count
+    left = settings.rounds - spent
+    return max(number for number in range(count + 1) if number == 0 or _price(number, rungs, settings) <= left)
+
+
 def _price(count: int, rungs: Sequence[int], settings: Search) -> int:
     """How many rounds a generation of new candidates takes."""
     price, before = 0, 0
@@ -147,7 +157,7 @@ def _price(count: int, rungs: Sequence[int], settings: Search) -> int:
     return price
 
 
-def _cost(trials: Sequence[Trial]) -> int:
+def _cost(trials: Iterable[Trial]) -> int:
     return sum(trial.rounds for trial in last_of_each(trials))
 
 

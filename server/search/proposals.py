@@ -5,6 +5,7 @@ candidates, so nothing of them has to be kept.
 """
 
 from collections.abc import Mapping, Sequence
+from random import Random
 from typing import Protocol
 
 from astrofed.server.search.space import Choices, Space
@@ -26,7 +27,8 @@ class Genetic:
 
     Deb, Pratap, Agarwal & Meyarivan (2002), "A fast and elitist multiobjective genetic algorithm: NSGA-II", IEEE Trans.
     Evol. Comput. 6, as optuna's `NSGAIISampler` does it; candidates out of bounds are handled by its constraints
-    (section VI).
+    (section VI). The first generation is spread over the space: each value of a key stands in as many candidates as
+    any other, to within one (McKay, Beckman & Conover 1979, Technometrics 21(2), section 2, Latin hypercube sampling).
     """
 
     def __init__(self, space: Space, objectives: int, population: int, seed: int) -> None:
@@ -43,6 +45,8 @@ class Genetic:
             key: optuna.distributions.CategoricalDistribution(range(len(values)))
             for key, values in space.values.items()
         }
+        for places in _spread(space, population, Random(derive_seed(seed, "design"))):
+            self._study.enqueue_trial(dict(zip(space.values, places, strict=True)))
         self._objectives = objectives
         self._asked: list[tuple[optuna.Trial, Choices]] = []
 
@@ -61,6 +65,17 @@ class Genetic:
             trial.set_constraint("bounds", 1.0 if found is None else 0.0)
             self._study.tell(trial, [float("inf")] * self._objectives if found is None else list(found))
         self._asked = []
+
+
+def _spread(space: Space, count: int, rng: Random) -> list[tuple[int, ...]]:
+    """Return the places of `count` candidates' values, those of each key as even as can be."""
+    columns = []
+    for values in space.values.values():
+        order = rng.sample(range(len(values)), len(values))  # which values have one more, if some must
+        column = [order[place % len(values)] for place in range(count)]
+        rng.shuffle(column)
+        columns.append(column)
+    return list(zip(*columns, strict=True))
 
 
 class Chance:

@@ -12,13 +12,14 @@ from typing import Protocol, runtime_checkable
 
 import tomli_w
 from flwr.serverapp import Grid
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from astrofed.server.federation import Observer
-from astrofed.server.record import PLAN, OtherPlan, RecordBroken, check_empty, differences, read_plan
+from astrofed.server.record import PLAN, OtherPlan, check_empty, differences, read_plan
 from astrofed.server.search.differentiable import mixed_shares, strongest
 from astrofed.server.search.federated import FederatedTrainer, RunPlan
 from astrofed.server.search.halving import Found, search
+from astrofed.server.search.lines import read_found
 from astrofed.server.search.space import Choices, Space, check_space
 from astrofed.server.search.trials import Book, Trial
 from astrofed.shared.files import write_atomically
@@ -110,13 +111,7 @@ def read_search(out: Path) -> SearchRecord | None:
     Raises:
         RecordBroken: the file can't be read.
     """
-    path = out / FOLDER / FOUND
-    if not path.is_file():
-        return None
-    try:
-        return SearchRecord.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise RecordBroken(f"{path} can't be read: {error.errors()[0]['msg']}") from error
+    return read_found(out / FOLDER / FOUND, SearchRecord)
 
 
 def speaker(observer: Observer) -> Callable[[str], None]:

@@ -27,7 +27,6 @@ from astrofed.shared.plan import Name, Plan, PlanError, Positive
 from astrofed.shared.seeds import derive_seed
 
 SHARED, MARK = "shared", "encoders"
-OWN = ("trust", "server_momentum", "server_rate")
 SECOND, TINY = 0.99, 1e-10  # of Adam on the server
 Arrays = dict[str, NDArray[Any]]
 
@@ -38,21 +37,24 @@ def block_of(name: str) -> str:
     return parts[parts.index(MARK) + 1] if MARK in parts[:-1] else SHARED
 
 
+class BlockOptions(Options):
+    """Keys beside the rule's and those of the robust strategy.
+
+    `trust`: by block, the only sites whose updates to it are used, as a plain mean; for blocks that too few sites
+    train for the rule. `server_momentum`: the model moves by v <- factor · v + step (Hsu et al. 2019, FedAvgM).
+    `server_rate`: it moves by Adam of this rate on the rounds' steps (Reddi et al. 2021, FedAdam; its first factor
+    is then `server_momentum`, 0.9 by default); by the last round the rate has fallen by `training.decay`.
+    """
+
+    trust: dict[Name, tuple[Name, ...]] = Field(default_factory=dict)
+    server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    server_rate: Positive | None = None
+
+
 class BlockMean(RobustStrategy):
     """Aggregates each block of a model over the sites that trained it, by a mean or any robust rule, per block."""
 
-    class BlockOptions(Options):
-        """Keys beside the rule's and those of the robust strategy.
-
-        `trust`: by block, the only sites whose updates to it are used, as a plain mean; for blocks that too few sites
-        train for the rule. `server_momentum`: the model moves by v <- factor · v + step (Hsu et al. 2019, FedAvgM).
-        `server_rate`: it moves by Adam of this rate on the rounds' steps (Reddi et al. 2021, FedAdam; its first factor
-        is then `server_momentum`, 0.9 by default); by the last round the rate has fallen by `training.decay`.
-        """
-
-        trust: dict[Name, tuple[Name, ...]] = Field(default_factory=dict)
-        server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-        server_rate: Positive | None = None
+    own_options = BlockOptions
 
     def __init__(
         self,
@@ -69,10 +71,8 @@ class BlockMean(RobustStrategy):
             PlanError: see `RobustStrategy`; or an option that works on whole models (momentum of participants, a rule
                 that starts from the last step or trusts one participant) is asked for.
         """
-        given = dict(options or {})
-        own: dict[str, Any] = {key: given.pop(key) for key in OWN if key in given}
-        super().__init__(rule or "mean", pre, f, weights, given, seed)
-        self.block_options = take(self.BlockOptions, "block-mean", {**given, **own})
+        super().__init__(rule or "mean", pre, f, weights, options, seed)
+        self.block_options = take(BlockOptions, "block-mean", options or {})
         if self.options.momentum:
             raise PlanError(
                 "strategy.momentum: a participant's own is not kept block by block; remove it, or use server_momentum"

@@ -4,7 +4,7 @@ import difflib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
@@ -43,12 +43,15 @@ class Options(Section):
     device: str | None = None
 
 
-def build_pipeline(rule: str | None, pre: Sequence[str], f: int | None, options: Mapping[str, Any]) -> Pipeline:
+def build_pipeline(
+    rule: str | None, pre: Sequence[str], f: int | None, options: Mapping[str, Any], own: type[Section] = Options
+) -> Pipeline:
     """Build the aggregation that a plan's [strategy] section names; each stage takes its own keys of `options`.
 
-    Without a rule it is the geometric median of mixed updates, the longest of them shortened first (pre = ["arc",
-    "nnm"]). Where participants' data differ, as they do, mixing first keeps a rule from taking honest participants for
-    liars, and the three together hold best against the known attacks; none of them knows an absolute length.
+    `own` are the strategy's, which stand among them. Without a rule it is the geometric median of mixed updates, the
+    longest of them shortened first (pre = ["arc", "nnm"]). Where participants' data differ, as they do, mixing first
+    keeps a rule from taking honest participants for liars, and the three together hold best against the known attacks;
+    none of them knows an absolute length.
 
     Raises:
         PlanError: a name stands in the wrong place, an option is wrong, or f is missing.
@@ -58,7 +61,7 @@ def build_pipeline(rule: str | None, pre: Sequence[str], f: int | None, options:
         rule, pre = DEFAULT_RULE, pre or DEFAULT_PRE
     classes: dict[str, type[Rule]] = {name: registry.get("rules", name) for name in (*pre, rule)}
     label = " + ".join(registry.find("rules", name).name for name in (*pre, rule))
-    taken: tuple[type[Section], ...] = (Options, *(cls.Options for cls in classes.values()))
+    taken: tuple[type[Section], ...] = (own, *(cls.Options for cls in classes.values()))
     _check_keys(options, {key for section in taken for key in section.model_fields}, label)
     last = _build(classes[rule], rule, options)
     if not isinstance(last, Combination | Coordinatewise):
@@ -106,6 +109,8 @@ class RobustStrategy(Strategy):
     the model as it was, if it did, and `notes` what else was out of the ordinary.
     """
 
+    own_options: ClassVar[type[Options]] = Options
+
     def __init__(
         self,
         rule: str | None = None,
@@ -129,7 +134,7 @@ class RobustStrategy(Strategy):
         Raises:
             PlanError: see `build_pipeline`; or the rule can't weigh by examples.
         """
-        self.pipeline = build_pipeline(rule, pre, f, options or {})
+        self.pipeline = build_pipeline(rule, pre, f, options or {}, self.own_options)
         own = take(Options, "robust", options or {})
         stages, last = self.pipeline.pre, self.pipeline.rule
         if weights == "examples" and (stages or not (isinstance(last, Combination) and last.weighs_examples)):

@@ -6,6 +6,8 @@ where |residual| is below the constraint's tolerance. Tolerances follow the nois
 are the area-weighted compliance of those worlds' own fields, and that of fields that break the constraint.
 """
 
+from collections.abc import Iterable
+
 TOLERANCES = {
     # Layer thickness in units of the pressure scale height (1e-3 is about 8 m). Temperatures rounded by 0.07 K blur it
     # by up to 3e-4. The worlds' zg is integrated from their own ta and hus: 100 %; heights off by 20 m at random 14 to
@@ -41,3 +43,26 @@ TOLERANCES = {
     "ideal-gas": 1e-3,
 }
 CONSTRAINTS: tuple[str, ...] = tuple(TOLERANCES)
+
+GEOLOGICAL_TOLERANCES = {
+    # Directions: a dimensionless state may go against its own by the single precision of the source. The shipped
+    # histories keep all of them and the two below in every step.
+    "radiogenic-decay": 1e-6,
+    "cooling": 1e-6,
+    "water-escape": 1e-6,
+    "oxygen-build-up": 1e-6,
+    "contraction": 1e-6,
+    # Of the secular heat flow against the mantle's cooling; the histories' own steps differ by less.
+    "secular-cooling": 0.05,
+    # Of the ratio of XUV to bolometric luminosity.
+    "xuv-saturation": 0.01,
+}
+"""Constraints on histories over geological time (task "deep-time"), by name."""
+METRIC = "physics/"
+_FAMILIES = (CONSTRAINTS, tuple(GEOLOGICAL_TOLERANCES))
+
+
+def constraints_of(metrics: Iterable[str]) -> tuple[str, ...]:
+    """Return every constraint of the families that metrics' names ("physics/energy/compliance") tell of."""
+    told = {name.split("/")[1] for name in metrics if name.startswith(METRIC)}
+    return tuple(name for family in _FAMILIES if told & set(family) for name in family)

@@ -1,6 +1,7 @@
 """Mode "evolution" from its plan to its report: members trained on islands, weights passed on, resumed, charged."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,6 @@ def plan(small: dict[str, Any]) -> dict[str, Any]:
     keys = {"training.learning_rate": {"low": 1e-4, "high": 1e-1}, "training.weight_decay": {"low": 1e-3, "high": 1.0}}
     evolution = {"keys": keys, "population": 2, "generations": 3, "exploit": 0.5, "migrate_every": 1}
     return small | {"mode": "evolution", "rounds": 2, "evolution": evolution}
-
-
-class _StopAfter(Silent):
-    """Asks to stop when a number of lines were heard."""
-
-    def __init__(self, lines: int) -> None:
-        self.left = lines
-
-    def said(self, line: str) -> None:
-        self.left -= 1
-
-    def should_stop(self) -> bool:
-        return self.left <= 0
 
 
 def _folder(run: Path, place: dict[str, int]) -> Path:
@@ -71,11 +59,13 @@ def test_members_begin_with_their_parents_weights_and_the_run_with_the_winners(
     verify_run(result.run)
 
 
-def test_an_evolution_that_was_stopped_goes_on_to_the_same_model(plan: dict[str, Any], tmp_path: Path) -> None:
+def test_an_evolution_that_was_stopped_goes_on_to_the_same_model(
+    plan: dict[str, Any], stop_after: Callable[[int], Silent], tmp_path: Path
+) -> None:
     whole = astrofed.simulate(plan, out=tmp_path / "whole")
     for number, lines in enumerate((3, 9, 6)):
         with pytest.raises(Interrupted):
-            astrofed.simulate(plan, out=tmp_path / "parts", resume=number > 0, observer=_StopAfter(lines))
+            astrofed.simulate(plan, out=tmp_path / "parts", resume=number > 0, observer=stop_after(lines))
     parts = astrofed.simulate(plan, out=tmp_path / "parts", resume=True)
     assert parts.model_path.read_bytes() == whole.model_path.read_bytes()
     lines_ = [json.loads(line) for line in (tmp_path / "parts/evolution/lives.jsonl").read_text().splitlines()]

@@ -1,6 +1,7 @@
 """Mode "nas" from its plan to its report: candidates trained by the federation, the winner from scratch, resumed."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +28,6 @@ def _candidate(run: Path, number: int) -> Path:
     return run / "search" / "candidates" / f"{number:04d}"
 
 
-class _StopAfter(Silent):
-    """Asks to stop when a number of candidates' lines were heard."""
-
-    def __init__(self, lines: int) -> None:
-        self.left = lines
-
-    def said(self, line: str) -> None:
-        self.left -= 1
-
-    def should_stop(self) -> bool:
-        return self.left <= 0
-
-
 def test_the_winner_is_trained_from_scratch_and_tested_on_unseen_data(plan: dict[str, Any], tmp_path: Path) -> None:
     result = astrofed.simulate(plan, out=tmp_path / "run")
     found = result.to_dict()["search"]
@@ -60,11 +48,13 @@ def test_the_winner_is_trained_from_scratch_and_tested_on_unseen_data(plan: dict
     assert "Pareto front" in page
 
 
-def test_a_search_that_was_stopped_goes_on_to_the_same_model(plan: dict[str, Any], tmp_path: Path) -> None:
+def test_a_search_that_was_stopped_goes_on_to_the_same_model(
+    plan: dict[str, Any], stop_after: Callable[[int], Silent], tmp_path: Path
+) -> None:
     whole = astrofed.simulate(plan, out=tmp_path / "whole")
     for lines in (2, 5):
         with pytest.raises(Interrupted):
-            astrofed.simulate(plan, out=tmp_path / "parts", resume=lines == 5, observer=_StopAfter(lines))
+            astrofed.simulate(plan, out=tmp_path / "parts", resume=lines == 5, observer=stop_after(lines))
     parts = astrofed.simulate(plan, out=tmp_path / "parts", resume=True)
     assert parts.model_path.read_bytes() == whole.model_path.read_bytes()
     trials = [json.loads(line) for line in (tmp_path / "parts/search/trials.jsonl").read_text().splitlines()]

@@ -13,6 +13,7 @@ from astrofed.client.tasks.deep_time_histories import NoHistory, read_history
 from astrofed.client.tasks.deep_time_scores import BASELINES, compliance, model_step, rolled_out, scores
 from astrofed.shared.models.base import build_model
 from astrofed.shared.models.history_layout import NAMES, QUANTITIES, scaled, unscaled
+from astrofed.shared.physics import GEOLOGICAL_TOLERANCES
 from astrofed.shared.plan import PlanError, load_plan
 from astrofed.simulations.bundled import bundled_names, resolve_bundled
 from astrofed.simulations.export import export_run
@@ -49,8 +50,8 @@ def test_the_data_obey_every_constraint_that_can_be_evaluated(name: str) -> None
     found = compliance(history, history.states[history.split :])
     assert {value for key, value in found.items() if key.endswith("compliance")} == {1.0}
     interior = "earth" in name
-    assert ("geology/secular-cooling/compliance" in found) == interior
-    assert ("geology/water-escape/compliance" in found) == (not interior)
+    assert ("physics/secular-cooling/compliance" in found) == interior
+    assert ("physics/water-escape/compliance" in found) == (not interior)
 
 
 def test_constraints_see_what_breaks_them() -> None:
@@ -65,13 +66,13 @@ def test_constraints_see_what_breaks_them() -> None:
         wrong, column = truth.clone(), NAMES.index(name)
         wrong[1::2, column] += 0.2
         wrong[::2, column] -= 0.1
-        assert compliance(history, wrong)[f"geology/{constraint}/compliance"] < 0.6
+        assert compliance(history, wrong)[f"physics/{constraint}/compliance"] < 0.6
     earth = read_history(resolve_bundled("bundled:histories/earth_interior"), 5, 0.4)
     flat = earth.states[earth.split :].clone()
     flat[:, NAMES.index("secular_heat_flow")] += 0.5
     found = compliance(earth, flat)
-    assert found["geology/secular-cooling/compliance"] == 0.0
-    assert found["geology/radiogenic-decay/compliance"] == 1.0
+    assert found["physics/secular-cooling/compliance"] == 0.0
+    assert found["physics/radiogenic-decay/compliance"] == 1.0
 
 
 def test_the_untrained_model_extrapolates_within_the_signs(plan: dict[str, Any]) -> None:
@@ -85,10 +86,10 @@ def test_the_untrained_model_extrapolates_within_the_signs(plan: dict[str, Any])
     torch.manual_seed(0)
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.2)
-    free = scores(history, model_step(model, history))["geology/water-escape/compliance"]
+    free = scores(history, model_step(model, history))["physics/water-escape/compliance"]
     model.monotone = True  # type: ignore[assignment]
     held = scores(history, model_step(model, history))
-    assert held["geology/water-escape/compliance"] == 1.0 > free
+    assert held["physics/water-escape/compliance"] == 1.0 > free
 
 
 def test_persistence_and_extrapolation_are_what_they_say() -> None:
@@ -107,8 +108,13 @@ def test_a_federation_of_an_interior_and_a_planet_learns_both(plan: dict[str, An
     assert last.loss < first.metrics["baseline/persistence/loss"]
     assert "rmse/core_temperature" in last.sites["earth_interior"]
     assert "rmse/core_temperature" not in last.sites["trappist1_b"]
-    assert last.sites["trappist1_b"]["geology/water-escape/compliance"] == 1.0
+    assert last.sites["trappist1_b"]["physics/water-escape/compliance"] == 1.0
     assert "unseen/loss" in result.metrics
+    physics = result.physics
+    assert set(physics) == set(GEOLOGICAL_TOLERANCES)
+    assert physics["water-escape"] == {"compliance": 1.0, "tolerance": 1e-6}
+    assert first.metrics["baseline/data/physics/secular-cooling/compliance"] == 1.0
+    assert "water escape" in result.report.read_text()
     alone = plan | {"participants": plan["participants"][:1], "mode": "single"}
     assert "rmse/mantle_temperature" in astrofed.simulate(alone, out=tmp_path / "alone").metrics
 

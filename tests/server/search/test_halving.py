@@ -72,6 +72,19 @@ def test_the_genetic_search_finds_better_than_chance_with_the_same_rounds(tmp_pa
     assert losses["nsga2"] < losses["random"]
 
 
+@pytest.mark.parametrize("rounds", [11, 32, 60])
+def test_the_rounds_are_used_up(tmp_path: Path, rounds: int) -> None:
+    found = _search(tmp_path, Table(), candidates=100, rounds=rounds)
+    assert rounds - RUNGS[-1] < found.rounds <= rounds
+
+
+def test_the_first_generation_has_each_value_as_often(tmp_path: Path) -> None:
+    trials = _search(tmp_path, Table(), candidates=12, population=12).trials
+    for key, values in SPACE.values.items():
+        counts = [sum(trial.choices[key] == value for trial in trials) for value in values]
+        assert max(counts) - min(counts) <= 1
+
+
 def test_the_better_part_of_a_generation_goes_on(tmp_path: Path) -> None:
     trainer = Table()
     found = _search(tmp_path, trainer, candidates=12)
@@ -83,16 +96,17 @@ def test_the_better_part_of_a_generation_goes_on(tmp_path: Path) -> None:
     assert max(last) <= min(dropped)
 
 
+@pytest.mark.parametrize("rounds", [None, 60])
 @pytest.mark.parametrize("lives", [0, 1, 7, 20])
-def test_a_killed_search_goes_on_to_the_same_end(tmp_path: Path, lives: int) -> None:
+def test_a_killed_search_goes_on_to_the_same_end(tmp_path: Path, lives: int, rounds: int | None) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir(), parts.mkdir()
-    straight = _search(whole, Table())
+    straight = _search(whole, Table(), rounds=rounds)
     dying = Dying(lives)
     with pytest.raises(KeyboardInterrupt):
-        _search(parts, dying)
+        _search(parts, dying, rounds=rounds)
     rest = Table()
-    resumed = _search(parts, rest)
+    resumed = _search(parts, rest, rounds=rounds)
     assert resumed == straight
     assert not set(dying.trained) & set(rest.trained), "a candidate was trained twice"
 
