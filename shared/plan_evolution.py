@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from astrofed.shared.plan_base import Section
+from astrofed.shared.plan_base import Fraction, Section
 
 Number = int | Annotated[float, Field(allow_inf_nan=False)]
 
@@ -44,10 +44,13 @@ class Evolution(Section):
     generations: Annotated[int, Field(ge=1)] = 4
     rounds: Annotated[int, Field(ge=1)] = 1
     """Rounds that each member trains in a generation."""
-    exploit: Annotated[float, Field(gt=0, le=0.5)] = 0.25
-    """The share of an island's members, the worst, that take over weights and values of as many of the best."""
+    exploit: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """The share of an island's members, the worst, that take over weights and values of as many of the best, or of all
+    others where those are fewer."""
     perturb: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Standard deviation of the change of a value that was taken over, as a share of its range on its scale."""
+    decay: Fraction = 1.0
+    """Factor on `perturb` by the last generation, reached step by step (1 keeps it): first far, then near."""
     resample: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Probability that such a value is drawn anew from its range instead."""
     islands: bool = True

@@ -24,6 +24,9 @@ class Meta(Section):
     """Steps of gradient descent at `inner_rate` from the initial weights to a task's own."""
     inner_clip: Positive | None = None
     """The longest gradient of one such step, by its Euclidean length; odd tasks can make steps diverge without it."""
+    warm_rounds: Annotated[int, Field(ge=0)] = 0
+    """Rounds, from the first, that train the shared weights by the task's plain loss, on as many samples a step as its
+    episodes have (Jiang et al. 2019, arXiv:1909.12488); episodes begin from there."""
     adaptation_steps: Annotated[int, Field(ge=1, le=10_000)] | None = None
     """The same where models are evaluated and kept; by default as many as in training."""
     head: tuple[Annotated[str, Field(min_length=1)], ...] = ()

@@ -38,15 +38,39 @@ def few_shot_of(cls: type[Task], plan: Plan) -> type[FewShot[Any]]:
             "names its `few_shot`"
         )
     cls.few_shot.check(plan)
+    check_warm_rounds(plan)
     return cls.few_shot
 
 
-def _with_steps(plan: Plan) -> Plan:
-    """The plan whose rounds have as many steps as its episodes make."""
+def _with_steps(plan: Plan, samples: int = 1) -> Plan:
+    """The plan whose rounds have as many steps as its episodes make, each on so many samples for an episode."""
     assert plan.meta is not None
-    steps = plan.meta.steps(plan.rounds, plan.training.batch_size)
-    training = plan.training.model_copy(update={"epochs": steps, "max_steps": steps})
+    size = plan.training.batch_size
+    steps = plan.meta.steps(plan.rounds, size)
+    training = plan.training.model_copy(update={"epochs": steps, "max_steps": steps, "batch_size": size * samples})
     return plan.model_copy(update={"training": training})
+
+
+def check_warm_rounds(plan: Plan) -> None:
+    """See that a plan's first rounds can be plain ones.
+
+    Raises:
+        PlanError: they would leave no episodes, or the plan has a [privacy] section.
+    """
+    assert plan.meta is not None
+    warm = plan.meta.warm_rounds
+    if warm >= plan.rounds:
+        raise PlanError(f"meta.warm_rounds: {warm} of {plan.rounds} rounds leave none for episodes; lower it")
+    if warm and plan.privacy is not None:
+        raise PlanError("meta.warm_rounds: [privacy] counts on steps that are all alike; remove one of the two")
+
+
+def _plain(cls: type[Task], plan: Plan, options: BaseModel, site: Site) -> Task | None:
+    """The task by itself, for plain rounds; None where the plan has none."""
+    assert plan.meta is not None
+    if not plan.meta.warm_rounds:
+        return None
+    return cls(_with_steps(plan, plan.meta.support_shots + plan.meta.query_shots), options, site)
 
 
 class MetaTask(Task):
@@ -61,6 +85,7 @@ class MetaTask(Task):
         super().__init__(_with_steps(plan), options, site)
         kind = few_shot_of(cls, plan)
         self._base = cls(self.plan, options, site)
+        self._plain = _plain(cls, plan, options, site)
         self._few_shot: FewShot[Any] = kind(self._base)
         self._kind = kind_of(kind, plan)
 
@@ -78,6 +103,8 @@ class MetaTask(Task):
         """Train for one round's share of the plan's episodes; all draws of episodes are from the instruction's seed."""
         plan, few_shot = self.plan, self._few_shot
         assert plan.meta is not None
+        if self._plain is not None and instruction.round <= plan.meta.warm_rounds:
+            return self._plain.train(model, statistics, instruction)
         loss = MetaLoss(model, few_shot.loss(statistics), plan.meta)
         examples = self._base.summary().num_examples
         if plan.privacy is not None:

@@ -24,17 +24,21 @@ def drawn(settings: Evolution, count: int, rng: Random) -> list[Values]:
     return members
 
 
-def explored(settings: Evolution, values: Mapping[str, int | float], rng: Random) -> Values:
-    """Return values changed at random: each is moved a little, or with a small probability drawn anew.
+def explored(settings: Evolution, values: Mapping[str, int | float], generation: int, rng: Random) -> Values:
+    """Return values changed at random after a generation: each is moved a little, or seldom drawn anew.
 
     Jaderberg et al. (2017), section 3, "explore"; moves are Gaussian on the key's own scale, reflected at its bounds.
+    Their size falls over the generations by a fixed rule (Eiben, Hinterding & Michalewicz 1999, "Parameter control in
+    evolutionary algorithms", IEEE Trans. Evol. Comput. 3(2), deterministic control).
     """
+    changes = settings.generations - 1  # that there are in all, the first after generation 1
+    size = settings.perturb * settings.decay ** ((generation - 1) / max(changes - 1, 1))
     changed = Values()
     for key, bounds in settings.keys.items():
         if rng.random() < settings.resample:
             place = rng.random()
         else:
-            place = _reflected(place_of(bounds, values[key]) + rng.gauss(0.0, settings.perturb))
+            place = _reflected(place_of(bounds, values[key]) + rng.gauss(0.0, size))
         changed[key] = value_at(bounds, place)
     return changed
 

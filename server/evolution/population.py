@@ -98,22 +98,25 @@ def _next(settings: Evolution, seed: int, lives: Sequence[Sequence[Life]], gener
             settings,
             Random(derive_seed(seed, "evolution", "next", island, generation)),
             members,
+            generation,
             best(lives[island - 2]) if migrates else None,  # of the island before; before the first is the last
         )
         for island, members in enumerate(lives, 1)
     ]
 
 
-def _selected(settings: Evolution, rng: Random, members: Sequence[Life], guest: Life | None) -> list[Child]:
+def _selected(
+    settings: Evolution, rng: Random, members: Sequence[Life], generation: int, guest: Life | None
+) -> list[Child]:
     """Return an island's next generation: the worst give way to a guest and to copies of the best.
 
     A guest keeps its values, and is measured on its new island before it is compared with anybody there.
     """
     ordered = sorted(members, key=lambda life: life.rank)
-    count = max(1, int(settings.exploit * len(members)))
+    count = min(max(1, int(settings.exploit * len(members))), len(members) - 1)
     failed = sum(life.loss is None for life in members)
     leaving = ordered[-max(count, failed) :]
-    parents = [life for life in ordered[:count] if life.loss is not None]
+    parents = [life for life in ordered[: min(count, len(members) - count)] if life.loss is not None]
     children = []
     for life in members:
         if life not in leaving:
@@ -122,5 +125,5 @@ def _selected(settings: Evolution, rng: Random, members: Sequence[Life], guest: 
             children.append(Child(dict(guest.values), "migrated", guest.place))
         else:
             parent = rng.choice(parents)
-            children.append(Child(explored(settings, parent.values, rng), "copied", parent.place))
+            children.append(Child(explored(settings, parent.values, generation, rng), "copied", parent.place))
     return children

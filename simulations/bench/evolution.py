@@ -19,7 +19,7 @@ from astrofed.simulations.bench.modes_result import ModeRow, interval
 from astrofed.simulations.bench.result import Target
 
 BOUND = 5.12
-CASES = ((2, 8, 4, 16), (4, 4, 8, 32))  # dimensions, grid's points a side, members, generations
+CASES = ((2, 8, 8, 8), (4, 4, 16, 16))  # dimensions, grid's points a side, members, generations
 
 
 class Rastrigin:
@@ -77,8 +77,9 @@ def by_evolution(function: Rastrigin, dimensions: int, members: int, generations
             "keys": {f"training.x{index}": key for index in range(dimensions)},
             "population": members,
             "generations": generations,
-            "exploit": 0.5,
-            "perturb": 0.08,
+            "exploit": 0.75,
+            "perturb": 0.05,
+            "decay": 0.1,
         }
     )
     evolve(settings, 1, seed, function, Book(None), lambda life: None)

@@ -119,6 +119,27 @@ def test_a_round_takes_its_share_of_the_episodes(monkeypatch: pytest.MonkeyPatch
     assert seen == [8, 8]  # 41 episodes over 3 rounds in steps of 8: two steps a round, rounded up
 
 
+def test_the_first_rounds_are_those_of_the_task_alone_on_as_many_samples() -> None:
+    plan = planets({"episodes": 24, "support_shots": 3, "query_shots": 4, "warm_rounds": 2}, rounds=3)
+    size = plan.training.batch_size
+    training = {"epochs": 1, "max_steps": 24 // 3 // size, "batch_size": 7 * size}
+    plain = load_plan(plan.to_dict() | {"mode": "federated", "training": plan.training.model_dump() | training})
+    model, same = build_model(plan), build_model(plan)
+    told = opened(plan).train(model, {}, TrainInstruction(2, seed=7))
+    assert told == open_task(plain, Site("K2", K2)).train(same, {}, TrainInstruction(2, seed=7))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters(), strict=True))
+    opened(plan).train(model, {}, TrainInstruction(3, seed=7))
+    open_task(plain, Site("K2", K2)).train(same, {}, TrainInstruction(3, seed=7))
+    assert not all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters(), strict=True))
+
+
+def test_plain_rounds_leave_some_for_episodes_and_have_no_privacy() -> None:
+    with pytest.raises(PlanError, match="warm_rounds: 3 of 3"):
+        opened(planets({"warm_rounds": 3}, rounds=3))
+    with pytest.raises(PlanError, match=r"warm_rounds: \[privacy\]"):
+        check_plan(planets({"tasks": "stars", "warm_rounds": 1}, privacy=PRIVACY))
+
+
 def test_the_sites_own_model_stays_at_its_home(tmp_path: Path) -> None:
     plan = planets({"tasks": "sites"})
     task = opened(plan, home=tmp_path)

@@ -127,9 +127,28 @@ def test_a_member_whose_training_failed_is_replaced_and_an_island_without_any_le
 def test_values_stay_within_their_bounds(seed: int, perturb: float, resample: float) -> None:
     settings = _settings(perturb=perturb, resample=resample)
     members = drawn(settings, 4, Random(seed))
-    for values in [*members, *(explored(settings, member, Random(seed)) for member in members)]:
+    for values in [*members, *(explored(settings, member, 1, Random(seed)) for member in members)]:
         assert 1e-4 <= values["training.learning_rate"] <= 1.0
         assert isinstance(values["training.batch_size"], int) and 2 <= values["training.batch_size"] <= 64
+
+
+def test_changes_shrink_to_their_share_by_the_last_generation() -> None:
+    settings = _settings(perturb=0.01, decay=0.1, resample=0.0)
+    bounds, middle = Bounds.model_validate(KEYS["training.learning_rate"]), {key: 8 for key in KEYS}
+    middle["training.learning_rate"] = value_at(bounds, 0.5)  # type: ignore[assignment]
+    moved = [
+        abs(place_of(bounds, explored(settings, middle, generation, Random(1))["training.learning_rate"]) - 0.5)
+        for generation in (1, 3, 5)
+    ]
+    assert [size / moved[0] for size in moved] == pytest.approx([1.0, 0.1**0.5, 0.1])
+
+
+def test_all_but_the_best_may_give_way() -> None:
+    _, lives = _evolve(Learning(), islands=1, exploit=0.75)
+    for generation in range(2, 7):
+        before, now = _at(lives, generation - 1, 1), _at(lives, generation, 1)
+        assert {life.parent for life in now} == {best(before).place}
+        assert [life.origin for life in now].count("copied") == 3
 
 
 def test_the_first_members_share_every_range_out() -> None:
