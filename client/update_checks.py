@@ -11,7 +11,8 @@ import numpy as np
 from flwr.app import ArrayRecord
 
 from astrofed.shared import records
-from astrofed.shared.arrays import Expected, only_finite, view
+from astrofed.shared.array_forms import view
+from astrofed.shared.arrays import Expected, only_finite
 
 _BLOCK = 32768  # numbers subtracted at once
 

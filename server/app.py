@@ -128,6 +128,7 @@ def _train(grid: Grid, settings: Settings, observer: Observer) -> None:
     observer.started(plan, record.start or start)
     statistics = _statistics(grid, record, roster, begun.statistics)
     federation = Federation(grid, plan, record, roster, statistics, strategy, initial, observer)
+    del initial  # the federation's, which lets go of it after the first round
     federation.run()
     save_arrays(record.folder / MODEL, federation.model)
 

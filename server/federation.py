@@ -29,6 +29,7 @@ from astrofed.server.record import RunRecord
 from astrofed.server.screening import Rejected, screen_evaluation, screen_training
 from astrofed.server.strategies.state import restore_state, strategy_state
 from astrofed.shared import records
+from astrofed.shared.array_forms import parts, size
 from astrofed.shared.arrays import from_numpy, to_numpy
 from astrofed.shared.errors import AstrofedError, UserMistake
 from astrofed.shared.plan import Plan
@@ -228,7 +229,7 @@ class Federation:
                 f"strategy {self.plan.strategy.name!r} gave back arrays that are not the model's; "
                 "aggregate_train must keep names and shapes"
             )
-        if not all(np.isfinite(array).all() for array in arrays.values()):
+        if not all(np.isfinite(part).all() for array in arrays.values() for part in parts(array)):
             return "the strategy's result is not finite"
         self.model = {name: arrays[name].astype(old.dtype, copy=False) for name, old in self.model.items()}
         return None
@@ -389,13 +390,13 @@ def _size(messages: Iterable[Message]) -> int:
         if not message.has_content():
             continue
         content = message.content
-        size = sizes.get(id(content))
-        if size is None:
-            size = 0
+        found = sizes.get(id(content))
+        if found is None:
+            found = 0
             for record in records.items(content).values():
                 if isinstance(record, ArrayRecord):
                     for array in records.items(record).values():
-                        size += len(array.data)
-            sizes[id(content)] = size
-        total += size
+                        found += size(array)
+            sizes[id(content)] = found
+        total += found
     return total

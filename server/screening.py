@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from astrofed.server.aggregation.updates import Updates
 from astrofed.shared import records
-from astrofed.shared.arrays import Expected, MalformedArray, only_finite, stored, view
+from astrofed.shared.array_forms import parts, renamed, view
+from astrofed.shared.arrays import Expected, only_finite
+from astrofed.shared.npy import MalformedArray
 
 LARGEST = float(np.finfo(np.float32).max)
 """Bound on every value: squares of it, summed over any model, stay within float64."""
@@ -197,7 +199,7 @@ def _model(
         else:
             _check_array(_read(array, name), reference[name], name)
         # Array's own dtype and shape are claims; these are what the bytes hold.
-        whole[name] = stored(form.dtype, form.shape, array.data)
+        whole[name] = renamed(array, form.dtype, form.shape)
     if max_norm is not None:
         model = {name: view(array, name) for name, array in whole.items()}
         if (norm := _norm(reference, model)) > max_norm:
@@ -227,13 +229,17 @@ def _read(array: Array, name: str) -> NDArray[Any]:
 def _check_finite(array: NDArray[Any], name: str) -> None:
     if array.dtype.kind != "f":
         return
-    if array.dtype.itemsize <= 4 and array.ndim == 1 and only_finite(array):
-        return
-    finite = np.abs(array) <= LARGEST if array.dtype.itemsize > 4 else np.isfinite(array)
-    if not finite.all():
-        count = array.size - np.count_nonzero(finite)
-        limit = "" if np.isfinite(array).sum() == np.count_nonzero(finite) else f" or beyond {LARGEST:.2g}"
-        raise _Unusable(f"array {name!r} holds {count} values of {array.size} that are not finite{limit}")
+    unusable = not_finite = 0
+    for part in parts(array):
+        if part.dtype.itemsize <= 4 and only_finite(part):
+            continue
+        usable = np.abs(part) <= LARGEST if part.dtype.itemsize > 4 else np.isfinite(part)
+        if not usable.all():
+            unusable += part.size - int(np.count_nonzero(usable))
+            not_finite += part.size - int(np.count_nonzero(np.isfinite(part)))
+    if unusable:
+        limit = "" if unusable == not_finite else f" or beyond {LARGEST:.2g}"
+        raise _Unusable(f"array {name!r} holds {unusable} values of {array.size} that are not finite{limit}")
 
 
 def _training_metrics(record: MetricRecord, enrolled: int) -> dict[str, Number]:

@@ -6,9 +6,7 @@ once. Nothing is ever unpickled.
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from io import BytesIO
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,15 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from astrofed.shared import records
+from astrofed.shared.array_forms import LARGE, begins_with, in_memory, pieces, size, stored, view
 from astrofed.shared.errors import AstrofedError
+from astrofed.shared.npy import NPY, header
 from astrofed.shared.slots import Slot, find_slots
 
 _FEW = 4096  # numbers that are looked at one by one
-NPY = "numpy.ndarray"  # Flower's name for arrays stored as `.npy`
-
-
-class MalformedArray(AstrofedError):
-    """An array on the wire whose bytes are not what they say."""
 
 
 class WrongArrays(AstrofedError):
@@ -33,21 +28,19 @@ class WrongArrays(AstrofedError):
 
 
 def from_numpy(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
-    """Return Flower's record of named arrays of any shape; C-contiguous bytes, one copy."""
+    """Return Flower's record of named arrays of any shape: copies of small ones, and large ones as they are.
+
+    Large ones must not be changed afterwards.
+    """
     made: dict[str, Array] = {}
     for name, array in arrays.items():
-        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        data = b"".join((_header(array.dtype, array.shape), flat.data))
-        made[name] = stored(array.dtype, array.shape, data)
+        whole = np.asarray(array, order="C")
+        if whole.nbytes >= LARGE:
+            made[name] = in_memory(whole)
+            continue
+        data = b"".join((header(whole.dtype, whole.shape), whole.reshape(-1).view(np.uint8).data))
+        made[name] = stored(whole.dtype, whole.shape, data)
     return records.arrays(made)
-
-
-def stored(dtype: np.dtype[Any], shape: tuple[int, ...], data: bytes) -> Array:
-    """Return Flower's array of the bytes of a `.npy` file; made and read several times faster than Flower does it."""
-    array = _Stored.__new__(_Stored)
-    inside = array.__dict__
-    inside["dtype"], inside["shape"], inside["stype"], inside["data"] = _name(dtype), shape, NPY, data
-    return array
 
 
 def to_numpy(record: ArrayRecord) -> dict[str, NDArray[Any]]:
@@ -74,42 +67,22 @@ class Expected(NamedTuple):
 
     @classmethod
     def _of(cls, dtype: np.dtype[Any], shape: tuple[int, ...]) -> "Expected":
-        header = _header(dtype, shape)
-        return cls(header, len(header) + math.prod(shape) * dtype.itemsize, dtype, shape)
+        head = header(dtype, shape)
+        return cls(head, len(head) + math.prod(shape) * dtype.itemsize, dtype, shape)
 
     def fits(self, array: Array) -> bool:
         """Whether an array's bytes are of this form; where not, they may still hold the same in another."""
-        data = array.data
-        return array.stype == NPY and len(data) == self.length and data.startswith(self.header)
+        return array.stype == NPY and size(array) == self.length and begins_with(array, self.header)
 
     def flat(self, array: Array) -> NDArray[Any]:
         """Return a read-only view (values,) into the bytes of an array that fits."""
-        return np.frombuffer(array.data, self.dtype, -1, len(self.header))
+        whole = pieces(array)
+        return np.frombuffer(whole[-1], self.dtype, -1, len(self.header) if len(whole) == 1 else 0)
 
     def stacked(self, arrays: Sequence[Array]) -> NDArray[Any]:
         """Return a copy (arrays, values) of arrays that fit; for small ones, of which looking at each takes longer."""
         rows = np.frombuffer(b"".join([array.data for array in arrays]), np.uint8).reshape(len(arrays), self.length)
         return rows[:, len(self.header) :].view(self.dtype)
-
-
-def view(array: Array, name: str) -> NDArray[Any]:
-    """Return a read-only view into one array's bytes (errors as `to_numpy`)."""
-    data = array.data
-    if array.stype != NPY:
-        raise MalformedArray(f"array {name!r} is stored as {array.stype!r}; only {NPY!r} is read")
-    try:
-        layout = _parse(data[: _header_length(data)])
-    except Exception as error:  # numpy's parser raises whatever a crafted header makes Python raise
-        raise MalformedArray(f"array {name!r} does not begin with a .npy header of numbers: {error}") from error
-    if len(data) - layout.start != layout.size:
-        raise MalformedArray(
-            f"array {name!r} has {len(data) - layout.start} bytes; {layout.shape} of {layout.dtype} are {layout.size}"
-        )
-    flat = np.frombuffer(data, layout.dtype, layout.items, layout.start)
-    try:
-        return flat.reshape(layout.shape, order=layout.order)
-    except (ValueError, OverflowError) as error:
-        raise MalformedArray(f"array {name!r} can't have the shape {layout.shape}: {error}") from error
 
 
 def from_state_dict(state: Mapping[str, Tensor]) -> ArrayRecord:
@@ -119,7 +92,7 @@ def from_state_dict(state: Mapping[str, Tensor]) -> ArrayRecord:
         WrongArrays: the state holds what numpy has no arrays for.
     """
     try:
-        return from_numpy({name: tensor.cpu().numpy() for name, tensor in state.items()})
+        return from_numpy({name: tensor.cpu().numpy().copy() for name, tensor in state.items()})
     except (TypeError, RuntimeError) as error:  # bfloat16 and its like
         raise WrongArrays(f"the model's state holds what numpy has no arrays for: {error}") from error
 
@@ -146,7 +119,7 @@ def from_model(model: nn.Module) -> ArrayRecord:
         return from_state_dict(model.state_dict())
     return records.arrays(
         {
-            slot.name: stored(slot.dtype, slot.shape, b"".join((_header(slot.dtype, slot.shape), slot.data)))
+            slot.name: stored(slot.dtype, slot.shape, b"".join((header(slot.dtype, slot.shape), slot.data)))
             for slot in slots
         }
     )
@@ -162,8 +135,8 @@ def load_into(model: nn.Module, record: ArrayRecord) -> None:
     held, slots = records.items(record), find_slots(model)
     if slots is not None and len(slots) == len(held) and all([_fits(slot, held.get(slot.name)) for slot in slots]):
         for slot in slots:
-            data = held[slot.name].data
-            slot.data[:] = memoryview(data)[len(data) - slot.data.nbytes :]
+            if slot.data.nbytes:
+                slot.data[:] = memoryview(pieces(held[slot.name])[-1])[-slot.data.nbytes :]
         return
     state = model.state_dict()
     if state.keys() != record.keys():
@@ -182,8 +155,8 @@ def _fits(slot: Slot, array: Array | None) -> bool:
     """Whether an array's bytes are those of a slot behind the header that numpy writes for it."""
     if array is None or array.stype != NPY:
         return False
-    header, data = _header(slot.dtype, slot.shape), array.data
-    return len(data) == len(header) + slot.data.nbytes and data.startswith(header)
+    head = header(slot.dtype, slot.shape)
+    return size(array) == len(head) + slot.data.nbytes and begins_with(array, head)
 
 
 def _copy(array: NDArray[Any], tensor: Tensor, name: str) -> None:
@@ -194,68 +167,3 @@ def _copy(array: NDArray[Any], tensor: Tensor, name: str) -> None:
             tensor.copy_(torch.from_numpy(array.copy()))
     except TypeError as error:
         raise WrongArrays(f"array {name!r} is of type {array.dtype}; the model's is {tensor.dtype}") from error
-
-
-@lru_cache(maxsize=4096)
-def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
-    buffer = BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, {"descr": dtype.str, "fortran_order": False, "shape": shape})
-    return buffer.getvalue()
-
-
-@lru_cache(maxsize=64)
-def _name(dtype: np.dtype[Any]) -> str:
-    return str(dtype)
-
-
-def _header_length(data: bytes) -> int:
-    if data[:6] != b"\x93NUMPY" or len(data) < 12:
-        raise ValueError("the magic bytes are missing")
-    if data[6] == 1:
-        return 10 + int.from_bytes(data[8:10], "little")
-    return min(12 + int.from_bytes(data[8:12], "little"), 12 + 65536)
-
-
-class _Stored(Array):
-    """Flower's array, with its header parsed once for all arrays of a kind: stock strategies spend most on that."""
-
-    __qualname__ = Array.__qualname__  # by which Flower finds the class again on the other side of a wire
-
-    def numpy(self) -> NDArray[Any]:
-        """Return a copy, as Flower does (errors as `to_numpy`)."""
-        return view(self, "array").copy()
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Array):
-            return NotImplemented
-        mine, its = ((a.dtype, a.shape, a.stype, a.data) for a in (self, other))
-        return mine == its
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-class _Layout(NamedTuple):
-    """What a `.npy` header says, and where the data begin."""
-
-    shape: tuple[int, ...]
-    order: Literal["C", "F"]
-    dtype: np.dtype[Any]
-    start: int
-    items: int
-    size: int  # bytes
-
-
-@lru_cache(maxsize=4096)
-def _parse(head: bytes) -> _Layout:
-    buffer = BytesIO(head)
-    version = np.lib.format.read_magic(buffer)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"version {version} is not one that arrays of numbers are written in")
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(buffer)
-    if dtype.hasobject:
-        raise ValueError("it holds Python objects")
-    if dtype.kind not in "biufc" or len(shape) > 32 or not all(0 <= side < 2**48 for side in shape):
-        raise ValueError("not of numbers, or of impossible shape")
-    count = math.prod(shape)
-    return _Layout(shape, "F" if fortran else "C", dtype, buffer.tell(), count, count * dtype.itemsize)

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,11 +22,19 @@ def write_atomically(path: Path, data: bytes, *, flush: bool = True, private: bo
     Raises:
         CannotWrite: the disk is full or the folder not writable; what was there stays, nothing is left behind.
     """
+    write_pieces_atomically(path, (data,), flush=flush, private=private)
+
+
+def write_pieces_atomically(
+    path: Path, pieces: Iterable[bytes | memoryview], *, flush: bool = True, private: bool = False
+) -> None:
+    """Write a file of pieces, one after the other, as `write_atomically` does."""
     unfinished = path.parent / f".{path.name}.{secrets.token_hex(4)}.unfinished"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(unfinished, "xb", opener=_private_opener if private else None) as file:
-            file.write(data)
+            for piece in pieces:
+                file.write(piece)
             file.flush()
             if flush:
                 os.fsync(file.fileno())

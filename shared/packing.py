@@ -2,18 +2,23 @@
 its own, which costs 10 ms and more on both sides; a small network has a dozen of them.
 
 A packed content is one record of settings, "packed": `header` says in JSON which records there were, and `arrays` holds
-the bytes of all arrays, one after the other. Above 4 MiB these travel as one array beside it, which Flower cuts into
-pieces. Nothing is compressed, nothing is pickled. A site packs its reply if it was asked by a packed message, so a
-coordinator or a site that does not know this form is never sent it.
+the bytes of all arrays, one after the other. Above 4 MiB these lie in a blob, of which the record has the name; where
+there is no place for blobs, they travel as one array beside the record, which Flower cuts into pieces. Nothing is
+compressed, nothing is pickled. A site replies in the form in which it was asked (`Form`), so a coordinator or a site
+that does not know one is never sent it.
 """
 
 import base64
 import json
+from collections.abc import Callable
+from enum import Enum
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from astrofed.shared import records
+from astrofed.shared.array_forms import in_file, pieces, size
+from astrofed.shared.blobs import Blob, Blobs, WrongBlob
 from astrofed.shared.errors import AstrofedError
 
 NAME, FORMAT = "packed", 1
@@ -22,57 +27,102 @@ INLINE = 4 * 2**20  # bytes of arrays that travel in the record itself
 _KINDS = {ArrayRecord: "arrays", MetricRecord: "metrics", ConfigRecord: "config"}
 
 
+class Form(Enum):
+    """In which form a content came."""
+
+    PLAIN, PACKED, WITH_BLOBS = "plain", "packed", "with blobs"
+
+
 class MalformedPack(AstrofedError):
     """A packed content that can't be what its header says."""
 
 
+def form_of(content: RecordDict) -> Form:
+    """Return the form that a content has."""
+    record = content.get(NAME)
+    if not isinstance(record, ConfigRecord):
+        return Form.PLAIN
+    return Form.WITH_BLOBS if record.get("blobs") is True else Form.PACKED
+
+
 def is_packed(content: RecordDict) -> bool:
-    """Whether a content has the packed form."""
-    return NAME in content and isinstance(content[NAME], ConfigRecord)
+    """Whether a content has one of the packed forms."""
+    return form_of(content) is not Form.PLAIN
 
 
-def pack(content: RecordDict) -> RecordDict:
-    """Return a content of any records in its packed form; the arrays' bytes are copied once."""
+def blob_of(record: ConfigRecord) -> Blob | None:
+    """Return the blob that a packed record names, if it does.
+
+    Raises:
+        MalformedPack: what it names can't be one.
+    """
+    if "blob" not in record:
+        return None
+    identifier, count = record["blob"], record.get("bytes")
+    if not isinstance(identifier, str) or type(count) is not int:
+        raise MalformedPack("the packed content names a blob that can't be one")
+    try:
+        return Blob(identifier, count)
+    except WrongBlob as error:
+        raise MalformedPack(str(error)) from error
+
+
+def pack(content: RecordDict, blobs: Blobs | None = None, *, flush: bool = False) -> RecordDict:
+    """Return a content of any records in its packed form, with `blobs` as a place for large arrays.
+
+    The arrays' bytes are copied once, or written to the disk once; for `flush` see `Blobs.write`.
+
+    Raises:
+        CannotWrite: the disk is full.
+    """
     header: list[list[Any]] = []
-    data: list[bytes] = []
+    arrays: list[Array] = []
     for name, record in content.items():
         kind = next(kind for cls, kind in _KINDS.items() if isinstance(record, cls))
         if isinstance(record, ArrayRecord):
-            header.append([name, kind, [[k, a.dtype, list(a.shape), a.stype, len(a.data)] for k, a in record.items()]])
-            data.extend(array.data for array in record.values())
+            header.append([name, kind, [[k, a.dtype, list(a.shape), a.stype, size(a)] for k, a in record.items()]])
+            arrays.extend(record.values())
         else:
             header.append([name, kind, [[key, _to_json(value)] for key, value in record.items()]])
-    blob = b"".join(data)
     settings: dict[str, Any] = {"format": FORMAT, "header": json.dumps(header, separators=(",", ":"))}
-    if len(blob) <= INLINE:
-        return records.content({NAME: ConfigRecord({**settings, "arrays": blob})})
-    array = Array("uint8", (len(blob),), STYPE, blob)
+    if blobs is not None:
+        settings["blobs"] = True
+    data = (piece for array in arrays for piece in pieces(array))
+    small = sum(map(size, arrays)) <= INLINE
+    if blobs is not None and not small:
+        blob = blobs.write(data, flush=flush)
+        return records.content({NAME: ConfigRecord({**settings, "blob": blob.id, "bytes": blob.size})})
+    whole = b"".join(data)
+    if small:
+        return records.content({NAME: ConfigRecord({**settings, "arrays": whole})})
+    array = Array("uint8", (len(whole),), STYPE, whole)
     return records.content({NAME: ConfigRecord(settings), "arrays": records.arrays({"arrays": array})})
 
 
-def unpack(content: RecordDict) -> RecordDict:
-    """Return the content that was packed.
+def unpack(content: RecordDict, blobs: Blobs | None = None) -> RecordDict:
+    """Return the content that was packed; arrays of a blob stay in its file.
 
     Raises:
         MalformedPack: the header can't be read, or the bytes are not as many as it says.
+        WrongBlob: the blob that it names is not there.
     """
     header = _header(content)
-    blob = _blob(content)
+    there, cut = _source(content, blobs)
     found: dict[str, records.Record] = {}
     start = 0
     for name, kind, items in header:
         if kind == "arrays":
             arrays: dict[str, Array] = {}
-            for key, dtype, shape, stype, size in items:
-                if not isinstance(size, int) or size < 0 or start + size > len(blob):
-                    raise MalformedPack(f"array {str(key)[:80]!r} would end after the {len(blob)} bytes that came")
-                arrays[key] = Array(dtype, tuple(shape), stype, blob[start : start + size])
-                start += size
+            for key, dtype, shape, stype, count in items:
+                if not isinstance(count, int) or count < 0 or start + count > there:
+                    raise MalformedPack(f"array {str(key)[:80]!r} would end after the {there} bytes that came")
+                arrays[key] = cut(dtype, tuple(shape), stype, start, count)
+                start += count
             found[name] = records.arrays(arrays)
         else:
             found[name] = _settings(name, kind, items)
-    if start != len(blob):
-        raise MalformedPack(f"the header speaks of {start} bytes of arrays; {len(blob)} came")
+    if start != there:
+        raise MalformedPack(f"the header speaks of {start} bytes of arrays; {there} came")
     return records.content(found)
 
 
@@ -117,15 +167,22 @@ def _is_item(item: object, kind: str) -> bool:
     )  # fmt: skip
 
 
-def _blob(content: RecordDict) -> bytes:
+def _source(content: RecordDict, blobs: Blobs | None) -> tuple[int, Callable[..., Array]]:
+    """Return how many bytes of arrays there are, and what makes an array of some of them."""
     record, arrays = content[NAME], content.get("arrays")
     assert isinstance(record, ConfigRecord)
-    blob = record.get("arrays")
-    if blob is None and isinstance(arrays, ArrayRecord) and "arrays" in arrays:
-        blob = arrays["arrays"].data
-    if not isinstance(blob, bytes):
+    blob = blob_of(record)
+    if blob is not None and blobs is not None:
+        file = blobs.open(blob)
+        return blob.size, lambda dtype, shape, stype, start, count: in_file(dtype, shape, stype, file, start, count)
+    whole = record.get("arrays")
+    if whole is None and isinstance(arrays, ArrayRecord) and "arrays" in arrays:
+        whole = arrays["arrays"].data
+    if not isinstance(whole, bytes):
         raise MalformedPack("the packed content comes without the bytes of its arrays")
-    return blob
+    return len(whole), lambda dtype, shape, stype, start, count: Array(
+        dtype, shape, stype, whole[start : start + count]
+    )
 
 
 def _settings(name: str, kind: str, items: list[Any]) -> ConfigRecord | MetricRecord:

@@ -146,12 +146,19 @@ def model(
 
 
 @app.command("round", epilog="Example: astrofed bench round --quick --json")
-def deployed_round(quick: Quick = False, as_json: Json = False) -> None:
+def deployed_round(
+    quick: Quick = False,
+    parameters: Annotated[
+        int | None,
+        typer.Option(min=1, help="Only this size, with the server's memory, without Flower's own."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Time a round of a server and four sites over TLS against Flower's own deployment and the bytes alone."""
     with only_json(as_json):
         from astrofed.simulations.bench.round import run_round_bench
 
-        result = run_round_bench(quick=quick)
+        result = run_round_bench(quick=quick, parameters=parameters)
     if as_json:
         print_json(result.to_dict())
     else:

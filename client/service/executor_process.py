@@ -18,6 +18,7 @@ from pathlib import Path
 from astrofed.client.service import frames
 from astrofed.client.service.home import Home
 from astrofed.client.service.sealed import Sealed
+from astrofed.shared.blobs import Blobs
 from astrofed.shared.errors import AstrofedError
 
 
@@ -57,13 +58,13 @@ def _prepare(home: Path) -> Callable[[bytes], tuple[str, list[bytes]]]:
 
     site = Home.open(home)
     site.load_plugins()
-    app = build_client_app(site.open_site)
+    app, blobs = build_client_app(site.open_site), Blobs(site.blobs)
 
     def answer(data: bytes) -> tuple[str, list[bytes]]:
         try:
             question = Sealed.from_bytes(data[8:])
-            message, context, packed = open_question(question, int.from_bytes(data[:8]))
-            return "R", seal_reply(app(message, context), packed=packed).pieces()
+            message, context, form = open_question(question, int.from_bytes(data[:8]), blobs)
+            return "R", seal_reply(app(message, context), form, blobs).pieces()
         except Exception as error:  # noqa: BLE001 - an error becomes an error reply, made by the node
             _write_trace(error)
             return "E", [_told("the site could not answer", error).encode()]

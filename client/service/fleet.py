@@ -12,7 +12,6 @@ from base64 import b64encode
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 import httpx
@@ -49,9 +48,11 @@ from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as Proto
 
-from astrofed.client.service.messages import Envelope, check_hash, envelope, is_enough, tree_of, wanted
+from astrofed.client.service.blob_transfer import BlobTransfer
+from astrofed.client.service.messages import Envelope, blob_of, check_hash, envelope, is_enough, tree_of, wanted
+from astrofed.client.service.refusals import BadAnswer, NotAdmitted, RunOver, TooLarge, Unreachable, in_words, refusal
 from astrofed.client.service.sealed import Sealed
-from astrofed.shared.errors import AstrofedError
+from astrofed.shared.blobs import Blobs
 from astrofed.shared.keys import NodeKey, public_pem
 from astrofed.shared.waiting import HELD_HEADER, WAIT_HEADER
 
@@ -64,31 +65,11 @@ AnswerT = TypeVar("AnswerT", bound=Proto)
 ResultT = TypeVar("ResultT")
 
 
-class Unreachable(AstrofedError):
-    """The server can't be reached, or is not ready; to be tried again."""
-
-
-class NotAdmitted(AstrofedError):
-    """The server does not accept this node's key."""
-
-
-class RunOver(AstrofedError):
-    """The run to which a message belongs does not run any more."""
-
-
-class BadAnswer(AstrofedError):
-    """The server's answer is none that the protocol knows."""
-
-
-class TooLarge(AstrofedError):
-    """A message is larger than this site takes, or a reply larger than the server does."""
-
-
 class Fleet:
     """A site's connection to its coordinator. Thread-safe; connects when it must, and again when it has to."""
 
-    def __init__(self, address: str, ca_certificate: str, key: NodeKey, largest_message: int) -> None:
-        """`address`: host:port; `ca_certificate`: PEM; `largest_message`: bytes of one question's objects."""
+    def __init__(self, address: str, ca_certificate: str, key: NodeKey, largest_message: int, blobs: Blobs) -> None:
+        """`address`: host:port; `ca_certificate`: PEM; `largest_message`: bytes of one question's objects and blob."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.load_verify_locations(cadata=ca_certificate)
@@ -104,6 +85,7 @@ class Fleet:
             FLEET_HTTP_PUBLIC_KEY_HEADER: b64encode(self._public).decode(),
             **dict(RuntimeVersionMetadata.from_local_component("SuperNode").as_metadata()),
         }
+        self._blobs = BlobTransfer(address, context, self._signed, blobs)
         self.address = address
         self.node = 0  # the node's id, once it is active
 
@@ -169,7 +151,12 @@ class Fleet:
                 objects[identifier] = content
             if is_enough(objects):
                 break
-        return Sealed(claim.envelope, claim.tree, objects)
+        whole = Sealed(claim.envelope, claim.tree, objects)
+        if (blob := blob_of(whole)) is not None:
+            if whole.size + blob.size > self._largest:
+                raise TooLarge(f"the message has more than the {self._largest:,} bytes that this site takes")
+            self._blobs.fetch(outside.run, outside.id, blob)
+        return whole
 
     def push(self, reply: Sealed) -> bool:
         """Send a reply; return whether the server took anything of it. Sent twice, it counts once.
@@ -191,7 +178,11 @@ class Fleet:
             lambda name: self._push_object(outside, answer.session_id, name, reply.objects[name]), names
         ):
             pass
-        return bool(names)
+        blob = blob_of(reply)
+        if blob is None or blob.id not in missing:
+            return bool(names)
+        self._blobs.send(outside.run, request.message_object_trees[0].object_id, blob)
+        return True
 
     def confirm(self, run: int, question: str) -> None:
         """Say that the question with that id is done with; the server forgets its objects."""
@@ -251,26 +242,28 @@ class Fleet:
         Raises:
             Unreachable, NotAdmitted, RunOver, TooLarge, BadAnswer: what it says.
         """
-        moment = datetime.now(UTC).isoformat()
-        signature = self._key.sign(moment.encode(), ec.ECDSA(hashes.SHA256()))
-        headers = {
-            **self._headers,
-            **headers,
-            TIMESTAMP_HEADER: moment,
-            FLEET_HTTP_SIGNATURE_HEADER: b64encode(signature).decode(),
-        }
         try:
-            response, body = self._send(path, request.SerializeToString(), headers, timeout)
+            response, body = self._send(path, request.SerializeToString(), {**self._signed(), **headers}, timeout)
         except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError) as error:
-            raise Unreachable(f"{self.address} can't be reached: {_words(error)}") from error
+            raise Unreachable(f"{self.address} can't be reached: {in_words(error)}") from error
         if response.status_code != 200:
-            raise _refusal(self.address, path, response, body)
+            known = FlowerError.from_json(body.decode(errors="replace"))
+            if known is not None and known.code == ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED:
+                raise RunOver("the run is over")
+            raise refusal(self.address, path, response.status_code, response.headers)
         try:
             answer = kind()
             answer.ParseFromString(body)
         except (DecodeError, RecursionError) as error:
             raise BadAnswer(f"{self.address} answered {path} with bytes that are no {kind.__name__}") from error
         return answer, response
+
+    def _signed(self) -> dict[str, str]:
+        """Return the headers of a request that is made now."""
+        moment = datetime.now(UTC).isoformat()
+        signature = self._key.sign(moment.encode(), ec.ECDSA(hashes.SHA256()))
+        signed = {TIMESTAMP_HEADER: moment, FLEET_HTTP_SIGNATURE_HEADER: b64encode(signature).decode()}
+        return {**self._headers, **signed}
 
     def _send(self, path: str, data: bytes, headers: dict[str, str], timeout: float) -> tuple[httpx.Response, bytes]:
         with self._http.stream(
@@ -282,44 +275,3 @@ class Fleet:
                 if len(body) > LARGEST_ANSWER:
                     raise BadAnswer(f"{self.address} answered {path} with more than {LARGEST_ANSWER:,} bytes")
         return response, bytes(body)
-
-
-def _refusal(address: str, path: str, response: httpx.Response, body: bytes) -> AstrofedError:
-    """Return the error that says what a status other than 200 means."""
-    status = response.status_code
-    known = FlowerError.from_json(body.decode(errors="replace"))
-    if known is not None and known.code == ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED:
-        return RunOver("the run is over")
-    if status == 412 and path == "activate-node":
-        return NotAdmitted(
-            f"{address} has not enrolled this node's key, or takes a node with this key for connected (up to a minute "
-            "after a crash)"
-        )
-    if status == 401:
-        return NotAdmitted(
-            f"{address} does not accept this node's key: not enrolled there, or revoked{_skew(response)}"
-        )
-    if status == 413:
-        return TooLarge(f"{address} takes no request as large as this reply's")
-    if status in (408, 425, 429, 502, 503, 504, 507):
-        return Unreachable(f"{address} is not ready (HTTP {status})")
-    return BadAnswer(f"{address} answered {path} with HTTP {status}")
-
-
-def _skew(response: httpx.Response) -> str:
-    """Return what to say of the clocks, where they differ by more than the signed time may."""
-    try:
-        ahead = time.time() - parsedate_to_datetime(response.headers["date"]).timestamp()
-    except (KeyError, ValueError, TypeError):
-        return "; a clock that is wrong by more than five seconds looks the same"
-    if abs(ahead) < 4:
-        return ""
-    way = "ahead of" if ahead > 0 else "behind"
-    return f" - or rather: the clock here is {abs(ahead):.0f} s {way} the server's; set it right"
-
-
-def _words(error: Exception) -> str:
-    text = str(error) or type(error).__name__
-    if "CERTIFICATE_VERIFY" in text:
-        return "its certificate is not by the coordinator's CA, or not for this name"
-    return text

@@ -127,6 +127,11 @@ class Home:
         """The folder of what must outlast a crash."""
         return self.folder / "spool"
 
+    @property
+    def blobs(self) -> Path:
+        """The folder of messages' large contents."""
+        return self.spool / "blobs"
+
     def data_path(self, name: str) -> Path:
         """Return where a dataset lies, by its name in site.toml.
 

@@ -2,7 +2,8 @@
 insides on a site.
 
 Flower cuts a message into objects (itself, its records, its arrays), each named by its hash, and both sides move them
-one by one. A packed message (`shared.packing`) has one object that matters, and it alone is fetched.
+one by one. A packed message (`shared.packing`) has one object that matters, and it alone is fetched, with the blob that
+it names.
 """
 
 import hashlib
@@ -28,7 +29,10 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 
 from astrofed.client.service.sealed import Sealed
 from astrofed.shared import packing
+from astrofed.shared.blobs import Blob, Blobs
 from astrofed.shared.errors import AstrofedError
+from astrofed.shared.files import CannotWrite
+from astrofed.shared.packing import Form
 
 APP_FAILED = 2  # Flower's code for "the client app raised an exception"
 MOST_OBJECTS = 200_000
@@ -105,8 +109,8 @@ def wanted(tree: ObjectTree) -> Iterator[list[str]]:
     The message itself is never fetched: all that it says stands on its envelope.
     """
     records = [child for content in tree.children for child in content.children]
-    if len(records) == 1 and not records[0].children:
-        yield [records[0].object_id]  # a lone record: packed, as a rule
+    if len(records) == 1 and not any(child.children for child in records[0].children):
+        yield [records[0].object_id]  # a lone record, or one with a blob: packed, as a rule
     everything = [node.object_id for content in tree.children for node in iterate_object_tree(content)]
     yield list(dict.fromkeys(everything))
 
@@ -114,6 +118,34 @@ def wanted(tree: ObjectTree) -> Iterator[list[str]]:
 def is_enough(objects: Mapping[str, bytes]) -> bool:
     """Whether these objects are a whole packed content."""
     return len(objects) == 1 and _lone(objects) is not None
+
+
+def blob_id(tree: ObjectTree) -> str | None:
+    """Return the id of a packed message's blob: the lone child of the lone record of its content."""
+    node = tree
+    for _ in range(3):
+        if len(node.children) != 1:
+            return None
+        node = node.children[0]
+    return None if node.children else str(node.object_id)
+
+
+def blob_of(sealed: Sealed) -> Blob | None:
+    """Return the blob of a packed message whose record is there; None if it has none.
+
+    Raises:
+        Unreadable: it names another than its list of objects.
+    """
+    tree = tree_of(sealed)
+    if (identifier := blob_id(tree)) is None:
+        return None
+    try:
+        blob = packing.blob_of(ConfigRecord.inflate(sealed.objects[tree.children[0].children[0].object_id]))
+    except (packing.MalformedPack, *_Malformed) as error:
+        raise Unreadable(f"a message's blob can't be told: {error}") from error
+    if blob is None or blob.id != identifier:
+        raise Unreadable("a message names another blob than its list of objects")
+    return blob
 
 
 def check_hash(identifier: str, content: bytes) -> None:
@@ -168,36 +200,48 @@ def settings(sealed: Sealed) -> ConfigRecord:
         raise
 
 
-def open_question(sealed: Sealed, node: int) -> tuple[Message, Context, bool]:
-    """Return a question as the client app wants it, and whether it came packed, so that its reply may be.
+def open_question(sealed: Sealed, node: int, blobs: Blobs) -> tuple[Message, Context, Form]:
+    """Return a question as the client app wants it, and the form in which its reply may be.
 
     Raises:
-        Unreadable, MalformedPack: it can't be read.
+        Unreadable, MalformedPack, WrongBlob: it can't be read.
     """
     message = message_from_proto(MessageProto.FromString(sealed.envelope))
     content = content_of(sealed)
-    packed = packing.is_packed(content)
-    message.content = packing.unpack(content) if packed else content
+    form = packing.form_of(content)
+    message.content = content if form is Form.PLAIN else packing.unpack(content, blobs)
     context = Context(run_id=message.metadata.run_id, node_id=node, node_config={}, state=RecordDict(), run_config={})
-    return message, context, packed
+    return message, context, form
 
 
-def seal_reply(reply: Message, *, packed: bool) -> Sealed:
+def seal_reply(reply: Message, form: Form = Form.PLAIN, blobs: Blobs | None = None) -> Sealed:
     """Return a reply ready to be kept and sent; its id is the hash of what it holds, and stays the same from now on."""
-    if packed and reply.has_content():
-        reply.content = packing.pack(reply.content)
+    blob = None
+    if form is not Form.PLAIN and reply.has_content():
+        reply.content = _packed(reply.content, blobs if form is Form.WITH_BLOBS else None)
+        blob = packing.blob_of(reply.content.config_records[packing.NAME])
     with no_object_id_recompute():
         reply.metadata.__dict__["_message_id"] = reply.object_id
         objects = {name: item.deflate() for name, item in get_all_nested_objects(reply).items()}
         tree = get_object_tree(reply)
+    if blob is not None:
+        tree.children[0].children[0].children.add(object_id=blob.id)
     proto = message_to_proto(remove_content_from_message(reply))
     return Sealed(proto.SerializeToString(), tree.SerializeToString(), objects)
+
+
+def _packed(content: RecordDict, blobs: Blobs | None) -> RecordDict:
+    """Return a reply's content packed; where the disk has no room for its arrays, they travel in pieces from memory."""
+    try:
+        return packing.pack(content, blobs, flush=True)
+    except CannotWrite:
+        return packing.pack(content)
 
 
 def error_reply(question: Sealed, reason: str) -> Sealed:
     """Return the reply that says why a question was not answered; the reason goes to the coordinator."""
     message = message_from_proto(MessageProto.FromString(question.envelope))
-    return seal_reply(Message(Error(code=APP_FAILED, reason=reason), reply_to=message), packed=False)
+    return seal_reply(Message(Error(code=APP_FAILED, reason=reason), reply_to=message))
 
 
 def still_wanted(outside: Envelope, now: float | None = None) -> bool:
@@ -217,4 +261,4 @@ def _lone(objects: Mapping[str, bytes]) -> ConfigRecord | None:
         record = ConfigRecord.inflate(content)
     except Exception:  # noqa: BLE001 - whatever can't be read is no packed content
         return None
-    return record if "header" in record and "arrays" in record else None
+    return record if "header" in record and ("arrays" in record or "blob" in record) else None

@@ -16,19 +16,13 @@ from dataclasses import dataclass, field
 from astrofed.client.service import messages
 from astrofed.client.service.diary import Diary
 from astrofed.client.service.executor import Executor, Stopped, TaskFailed
-from astrofed.client.service.fleet import (
-    HEARTBEAT_S,
-    BadAnswer,
-    Fleet,
-    NotAdmitted,
-    RunOver,
-    TooLarge,
-    Unreachable,
-)
+from astrofed.client.service.fleet import HEARTBEAT_S, Fleet
 from astrofed.client.service.gatekeeper import Admitted, Gatekeeper
 from astrofed.client.service.home import Home
+from astrofed.client.service.refusals import BadAnswer, NotAdmitted, RunOver, TooLarge, Unreachable
 from astrofed.client.service.sealed import Sealed
 from astrofed.client.service.spool import Spool
+from astrofed.shared.blobs import WrongBlob
 from astrofed.shared.errors import AstrofedError, UserMistake
 from astrofed.shared.files import CannotWrite
 from astrofed.shared.packing import MalformedPack
@@ -173,13 +167,14 @@ class Node:
         if full is not None:
             self.diary.warn(f"{full}; the reply is kept in memory and sent from there")
         self._deliver()
+        self._tidy(claim)
 
     def _reply(self, question: str, claim: Sealed) -> Sealed:
         outside = messages.envelope(claim)
         try:
             whole = self.fleet.fetch(claim)
             request = self.gatekeeper.admit(outside, messages.settings(whole), self.fleet.node)
-        except (UserMistake, messages.Unreadable, TooLarge, MalformedPack, BadAnswer) as error:
+        except (UserMistake, messages.Unreadable, TooLarge, MalformedPack, WrongBlob, BadAnswer) as error:
             self.counts.refused += 1
             self.diary.warn(f"refused a request: {error}")
             return messages.error_reply(claim, f"{self.home.site_name}: {error}")
@@ -228,12 +223,17 @@ class Node:
             except RunOver:
                 self.diary.say("a reply's run is over; it is given up")
                 self._forget(question)
-            except TooLarge as error:
+            except (TooLarge, WrongBlob) as error:
                 self.diary.warn(f"{error}; it is given up")
                 self._forget(question)
             except BadAnswer as error:
                 self.diary.warn(f"{error}; the reply is kept and sent again")
                 self._resend[question] = now + _LONGEST_BACKOFF_S
+
+    def _tidy(self, last: Sealed) -> None:
+        """Delete blobs that nothing needs any more; the last question's may be the next one's as well."""
+        kept = [last, *(each for _, each in self.spool.claims()), *(each for _, each in self.spool.replies())]
+        self.spool.blobs.sweep({messages.blob_id(messages.tree_of(each)) or "" for each in kept})
 
     def _try(self, write: Callable[[], None]) -> None:
         """Write what matters only after a crash."""

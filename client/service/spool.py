@@ -3,6 +3,7 @@
 The server hands a question out once, so its claim is kept until there is a reply. A reply is kept until the server has
 it, and sent again after failures and restarts; its id is the hash of its bytes, by which the server knows it again. A
 file is whole or not there (`write_atomically`); a reply is flushed to the disk, for its training may have been charged.
+Large arrays lie beside them, as blobs.
 """
 
 import re
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from astrofed.client.service.sealed import Sealed, Torn
+from astrofed.shared.blobs import Blobs
 from astrofed.shared.errors import AstrofedError
 from astrofed.shared.files import CannotWrite, write_atomically
 
@@ -29,6 +31,7 @@ class Spool:
             each.mkdir(parents=True, exist_ok=True, mode=0o700)
         for torn in folder.glob("*/.*.unfinished"):  # of a process that was killed while it wrote
             torn.unlink(missing_ok=True)
+        self.blobs = Blobs(folder / "blobs")
         self._unsaved: dict[str, Sealed] = {}
         self._node = folder / "node-id"
 

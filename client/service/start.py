@@ -38,10 +38,11 @@ def serve(folder: Path, show: Callable[[str], None] | None = None) -> None:
     welcome, policy = home.welcome, home.policy
     with _locked(folder):
         diary = Diary(home.logs, show)
-        limits = home.file.limits
-        fleet = Fleet(welcome.address, welcome.ca_certificates(time.time()), home.key, int(limits.message_mb * 1e6))
+        limits, spool = home.file.limits, Spool(home.spool)
+        authorities, largest = welcome.ca_certificates(time.time()), int(limits.message_mb * 1e6)
+        fleet = Fleet(welcome.address, authorities, home.key, largest, spool.blobs)
         executor = Executor(folder, limits, diary.warn)
-        node = Node(home, fleet, Spool(home.spool), Gatekeeper(home), executor, diary)
+        node = Node(home, fleet, spool, Gatekeeper(home), executor, diary)
         diary.say(
             f"site {home.site_name}: {', '.join(home.file.data)}; policy {policy.source}; "
             f"coordinator {welcome.coordinator} at {welcome.address}"

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from mmap import MADV_DONTNEED
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def distances(updates: Updates) -> Floats:
             parts.append(np.zeros((n, n)))
             like = np.zeros(1, segment.dtype)
             calls.append(partial(kernels.add_distances, segment.addresses, pieces, block, like, parts[-1]))
-        _run(calls)
+        _run(calls, updates)
         for part in parts:
             total += part
     return total + total.T
@@ -58,7 +59,7 @@ def weighted_mean(
     for segment in updates.segments(order, result):
         like = np.zeros(1, segment.dtype)
         call = partial(kernels.weighted_sum, segment.addresses)
-        _run([partial(call, pieces, others, 4096, like, segment.results) for pieces in _tasks(segment)])
+        _run([partial(call, pieces, others, 4096, like, segment.results) for pieces in _tasks(segment)], updates)
 
 
 def order_statistic(
@@ -110,7 +111,10 @@ def order_statistic(
         else:
             call, rest = partial(kernels.order_statistics, segment.addresses), (exchanges, ranks, *rest)
         room = (held or count,) if near else (held, count)
-        _run([partial(_with_rows, call, pieces, rest, room, kind, segment.results) for pieces in _tasks(segment)])
+        _run(
+            [partial(_with_rows, call, pieces, rest, room, kind, segment.results) for pieces in _tasks(segment)],
+            updates,
+        )
 
 
 def _without(mixing: Floats, centre: int) -> Floats:
@@ -171,12 +175,20 @@ def _tasks(segment: Segment, most: int = TASKS) -> Iterator[Integers]:
         yield np.array(pieces, np.int64)
 
 
-def _run(calls: Sequence[Callable[[], None]]) -> None:
+def _run(calls: Sequence[Callable[[], None]], updates: Updates) -> None:
+    """Make all calls, by as many threads as there are cores; after each, memory that mirrors files is given back."""
+    mapped = updates.mappings()
+
+    def work(call: Callable[[], None]) -> None:
+        call()
+        for each in mapped:
+            each.madvise(MADV_DONTNEED)
+
     threads = min(len(calls), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     if threads < 2:
         for call in calls:
-            call()
+            work(call)
         return
     with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(call) for call in calls]:
+        for done in [pool.submit(work, call) for call in calls]:
             done.result()

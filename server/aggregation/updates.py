@@ -7,16 +7,19 @@ memory) is copied a chunk at a time. Beyond the replies, memory is one block or 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from mmap import mmap
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from astrofed.server.aggregation.base import Floats
+from astrofed.shared.array_forms import let_go, mapping
 
 Arrays = Mapping[str, NDArray[Any]]
 Integers = NDArray[np.int64]
 BLOCK_BYTES = 1 << 20
+MAPPED = 1 << 21  # columns after which memory that mirrors files is let go
 NATIVE = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -67,6 +70,9 @@ class Updates:
                 for row, client in zip(rows, clients, strict=True):
                     np.subtract(flat(self.replies[client][name], columns), old, out=row, dtype=np.float64)
                 yield Block(name, columns, rows)
+                if columns.start // MAPPED != columns.stop // MAPPED:
+                    self._let_go(name, clients)
+            self._let_go(name, clients)
 
     def segments(self, clients: Sequence[int], result: Mapping[str, NDArray[Any]] | None = None) -> Iterator[Segment]:
         """Yield the values of some clients through all float arrays; what is written as their results goes to `result`.
@@ -91,6 +97,16 @@ class Updates:
                 yield Segment(dtype, *(np.array(part, np.int64) for part in (addresses, sizes, results)))
         for name in loose:
             yield from self._chunks(name, clients, result)
+
+    def mappings(self) -> list[mmap]:
+        """Return the memory of all replies that only mirrors files."""
+        arrays = (reply[name] for reply in self.replies for name in self.floats)
+        found = {id(each): each for each in map(mapping, arrays) if each is not None}
+        return list(found.values())
+
+    def _let_go(self, name: str, clients: Sequence[int]) -> None:
+        for client in clients:
+            let_go(self.replies[client][name])
 
     def _chunks(
         self, name: str, clients: Sequence[int], result: Mapping[str, NDArray[Any]] | None

@@ -9,6 +9,14 @@ NO_ROOM = 507  # Insufficient Storage (RFC 4918)
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
+class Refused(Exception):
+    """A request that is not done: status, what the caller is told, and why and by whom for the log."""
+
+    def __init__(self, status: int, public: str, reason: str, who: str = "nobody") -> None:
+        super().__init__(reason)
+        self.status, self.public, self.reason, self.who = status, public, reason, who
+
+
 async def answer(send: Send, status: int, kind: str, body: bytes, more: Sequence[tuple[str, str]] = ()) -> None:
     """Send a whole answer with its content type and further headers."""
     given = [("content-type", kind), ("content-length", str(len(body))), *more]

@@ -2,8 +2,8 @@
 
 A request is looked at in this order: how often its address asked, its path and method, its headers' signature by an
 enrolled key that was not revoked, whether that signature was used before, how often its node asked, the body's length.
-Only then is the body read, within a time limit, and forwarded to the link. What is refused is counted and logged with
-who tried; the answer says no more than it must.
+Only then is the body read, within a time limit, and forwarded to the link; large arrays go by another way
+(`gateway_blobs`). What is refused is counted and logged with who tried; the answer says no more than it must.
 """
 
 import asyncio
@@ -15,11 +15,13 @@ from pathlib import Path
 
 import httpx
 
-from astrofed.server.service.asgi import Receive, Scope, Send, answer, headers_of
+from astrofed.server.service.asgi import Receive, Refused, Scope, Send, answer, headers_of
+from astrofed.server.service.gateway_blobs import BLOB_PATHS, OCTETS, BlobRelay, Headers
 from astrofed.server.service.home import ServerSettings
 from astrofed.server.service.limits import Limiter
 from astrofed.server.service.node_signature import Replays, SignatureChecker, Unauthentic
 from astrofed.server.service.sites import Sites
+from astrofed.shared.blobs import PULL_BLOB
 from astrofed.shared.files import CannotWrite, write_atomically
 from astrofed.shared.waiting import HELD_HEADER, LONGEST_WAIT_S
 
@@ -46,14 +48,6 @@ REPORT_S = 2.0
 log = logging.getLogger("astrofed.gateway")
 
 
-class Refused(Exception):
-    """A request that is not forwarded: status, what the caller is told, and why and by whom for the log."""
-
-    def __init__(self, status: int, public: str, reason: str, who: str = "nobody") -> None:
-        super().__init__(reason)
-        self.status, self.public, self.reason, self.who = status, public, reason, who
-
-
 class Counts:
     """What the gateway has seen, kept in a file for health checks, metrics and `astrofed server status`."""
 
@@ -63,6 +57,11 @@ class Counts:
         self.refused: Counter[str] = Counter()
         self.last_seen: dict[str, float] = {}  # by site
         self.bytes_in = self.bytes_out = 0
+
+    def served(self, site: str, path: str, status: int) -> None:
+        """Count a site's request."""
+        self.last_seen[site] = time.time()
+        self.requests[f"{path.rpartition('/')[2]} {status}"] += 1
 
     def write(self) -> None:
         """Write the file, if there is room for it."""
@@ -83,7 +82,7 @@ class Counts:
 class Gateway:
     """The ASGI application."""
 
-    def __init__(self, settings: ServerSettings, sites: Sites, link: Path, counts: Counts) -> None:
+    def __init__(self, settings: ServerSettings, sites: Sites, link: Path, blobs: Path, counts: Counts) -> None:
         self._settings, self._counts = settings, counts
         self._checker, self._replays = SignatureChecker(sites), Replays(time.monotonic)
         per_address, per_node = settings.address_requests_per_s, settings.node_requests_per_s
@@ -93,6 +92,7 @@ class Gateway:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         transport = httpx.AsyncHTTPTransport(uds=str(link), limits=limits)
         self._link = httpx.AsyncClient(transport=transport, timeout=LONGEST_WAIT_S + 40.0)
+        self._blobs = BlobRelay(blobs, self._ask_link, settings.request_timeout_s, settings.max_reply_mb * 2**20)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward a request, or refuse it."""
@@ -103,13 +103,15 @@ class Gateway:
         kind, more, quiet = "application/json", [], False
         try:
             site = self._admit(scope, address)
+            if path in BLOB_PATHS:
+                await self._blob(scope, receive, send, site)
+                return
             forwarded = await self._forward(scope, receive, site)
             status, body = forwarded.status_code, forwarded.content
             kind = forwarded.headers.get("content-type", PROTOBUF)
             if path.endswith("/pull-messages"):
                 more.append((HELD_HEADER, "1"))
-            self._counts.last_seen[site] = time.time()
-            self._counts.requests[f"{path.rpartition('/')[2]} {status}"] += 1
+            self._counts.served(site, path, status)
         except Refused as refused:
             status, body = refused.status, json.dumps({"detail": refused.public}).encode()
             more.append(("connection", "close"))
@@ -137,11 +139,11 @@ class Gateway:
         """
         if not self._addresses.allows(address):
             raise Refused(429, "too many requests", "too many requests from one address")
-        if scope["path"] not in FLEET_PATHS:
+        if scope["path"] not in FLEET_PATHS | BLOB_PATHS:
             raise Refused(404, "Not Found", "no such path")
         if scope["method"] != "POST":
             raise Refused(405, "Method Not Allowed", "no such method")
-        headers = headers_of(scope)
+        headers, is_blob = headers_of(scope), scope["path"] in BLOB_PATHS
         try:
             caller = self._checker.check(headers)
         except Unauthentic as error:
@@ -151,12 +153,21 @@ class Gateway:
             raise Refused(401, "this request was made before", "replayed", f"somebody as {name}")
         if not self._nodes.allows(caller.site.fingerprint):
             raise Refused(429, "too many requests", "too many requests from one node", name)
-        if headers.get("content-type", "").partition(";")[0].strip().lower() != PROTOBUF:
-            raise Refused(415, "Unsupported Media Type", "not protobuf", name)
+        kind, limit = (OCTETS, self._settings.max_reply_mb) if is_blob else (PROTOBUF, self._settings.max_body_mb)
+        if headers.get("content-type", "").partition(";")[0].strip().lower() != kind:
+            raise Refused(415, "Unsupported Media Type", f"not {kind}", name)
         length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > self._limit:
-            raise Refused(413, f"a body may have {self._settings.max_body_mb} MiB", "body too large", name)
+        if not length.isdecimal() or int(length) > limit * 1024 * 1024:
+            raise Refused(413, f"a body may have {limit} MiB", "body too large", name)
         return name
+
+    async def _blob(self, scope: Scope, receive: Receive, send: Send, site: str) -> None:
+        """Have a blob sent or taken."""
+        if scope["path"] == PULL_BLOB:
+            self._counts.bytes_out += await self._blobs.give(scope, receive, send, site)
+        else:
+            self._counts.bytes_in += await self._blobs.take(scope, receive, send, site)
+        self._counts.served(site, scope["path"], 200)
 
     @property
     def _limit(self) -> int:
@@ -169,10 +180,13 @@ class Gateway:
             except TimeoutError:
                 raise Refused(408, "Request Timeout", "body too slow", site) from None
         self._counts.bytes_in += len(body)
-        headers = [(name, value) for name, value in scope["headers"] if name.startswith((b"flwr-", b"astrofed-"))]
+        return await self._ask_link(scope["path"], body, scope["headers"], site)
+
+    async def _ask_link(self, path: str, body: bytes, given: Headers, site: str) -> httpx.Response:
+        headers = [(name, value) for name, value in given if name.startswith((b"flwr-", b"astrofed-"))]
         try:
             return await self._link.post(
-                f"http://link{scope['path']}", content=body, headers=[*headers, (b"content-type", PROTOBUF.encode())]
+                f"http://link{path}", content=body, headers=[*headers, (b"content-type", PROTOBUF.encode())]
             )
         except httpx.HTTPError as error:
             reason = f"the link does not answer: {type(error).__name__}"

@@ -118,7 +118,7 @@ def main(home: ServerHome) -> None:
     counts = Counts(home.gateway_state)
     ImpatientProtocol.patience_s = settings.header_timeout_s
     config = uvicorn.Config(
-        Gateway(settings, Sites(home.sites), home.link_socket, counts),
+        Gateway(settings, Sites(home.sites), home.link_socket, home.blobs, counts),
         http=ImpatientProtocol,
         ws="none",
         lifespan="off",

@@ -6,7 +6,7 @@ sites/                   a file for each site that was enrolled
 welcomes/                the file that each site gets
 jobs/<run>/              what was submitted, how it stands, the worker's log
 runs/<run>/              the run's record, model and report
-link/                    Flower's state: nodes, messages on their way
+link/                    Flower's state: nodes, messages on their way, their large arrays
 logs/                    the service's own logs
 run/                     sockets and locks of what is running now
 """
@@ -93,6 +93,7 @@ class ServerHome:
         )
         self.jobs, self.runs = self._below("jobs"), self._below("runs")
         self.link, self.logs, self.running = self._below("link"), self._below("logs"), self._below("run")
+        self.blobs = self.link / "blobs"
         self.link_socket, self.lock = self.running / "link.sock", self.running / "server.lock"
         self.gateway_state = self.running / "gateway.json"
 

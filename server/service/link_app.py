@@ -28,10 +28,13 @@ from sqlalchemy.exc import OperationalError
 
 from astrofed.server.service.asgi import NO_ROOM, Receive, Scope, Send, answer, headers_of
 from astrofed.server.service.frames import LARGEST_BODY, BadFrames, join_frames, split_frames
+from astrofed.server.service.gateway_blobs import BLOB_COME
 from astrofed.server.service.home import ServerHome
+from astrofed.server.service.link_blobs import LinkBlobs
 from astrofed.server.service.link_state import DELIVERY_S, FLEET, LinkRefused, LinkState, empty_pull
 from astrofed.server.service.node_signature import Caller, SignatureChecker, Unauthentic
 from astrofed.server.service.sites import Sites
+from astrofed.shared.blobs import PULL_BLOB, PUSH_BLOB, WrongBlob
 from astrofed.shared.waiting import LONGEST_WAIT_S, WAIT_HEADER
 
 PROTOBUF = "application/protobuf"
@@ -43,12 +46,14 @@ log = logging.getLogger("astrofed.link")
 class LinkApp:
     """The ASGI application. Flower's state is worked on by one thread; everything else is in the event loop."""
 
-    def __init__(self, state: LinkState, sites: Sites) -> None:
+    def __init__(self, state: LinkState, sites: Sites, max_reply: int) -> None:
         self._state = state
         self._checker = SignatureChecker(sites)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")
         self._for_node: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
         self._for_workers = asyncio.Event()
+        self._blobs = LinkBlobs(state, max_reply)
+        self._blob_paths = {PULL_BLOB: self._blobs.reading, PUSH_BLOB: self._blobs.writing}
         self._paths: dict[str, Callable[[bytes], Awaitable[tuple[int, bytes]]]] = {
             "/run/open": self._open,
             "/run/close": self._close,
@@ -57,6 +62,7 @@ class LinkApp:
             "/run/put": self._put,
             "/run/receive": self._receive,
             "/run/object": self._object,
+            BLOB_COME: self._blob_come,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,6 +75,11 @@ class LinkApp:
                 caller = self._checker.check(headers_of(scope))
                 who = caller.site.name
                 status, body = await self._fleet(path, headers_of(scope), given, caller)
+            elif path in self._blob_paths:
+                caller = self._checker.check(headers_of(scope))
+                who = caller.site.name
+                found = await self._in_thread(self._blob_paths[path], await self._node(caller), headers_of(scope))
+                status, body = 200, json.dumps(found).encode()
             elif path in self._paths:
                 status, body = await self._paths[path](given)
             else:
@@ -79,7 +90,7 @@ class LinkApp:
             log.info("refused %s, %s: %s", who, path, error.message[:300])
             spec = API_ERROR_MAP[error.code]
             status, body = spec.http_status_code, json.dumps(error.to_json(spec.public_message)).encode()
-        except (LinkRefused, BadFrames, NoObjectInStoreError, ValueError, KeyError) as error:
+        except (LinkRefused, BadFrames, NoObjectInStoreError, WrongBlob, ValueError, KeyError) as error:
             log.warning("refused %s, %s: %s: %s", who, path, type(error).__name__, str(error)[:300])
             status, body = 400, b'{"detail": "Bad Request"}'
         except (sqlite3.OperationalError, OperationalError) as error:  # Flower's state is reached through SQLAlchemy
@@ -93,18 +104,32 @@ class LinkApp:
         return await asyncio.get_running_loop().run_in_executor(self._thread, partial(work, *arguments))
 
     async def _fleet(self, path: str, headers: dict[str, str], body: bytes, caller: Caller) -> tuple[int, bytes]:
-        node = (await self._in_thread(self._state.nodes)).get(caller.site.fingerprint)
-        if node is None:
-            raise Unauthentic("no node", caller.site.name)
+        node = await self._node(caller)
         public_key = caller.site.public_key.encode()
         request = await self._in_thread(self._state.read, path, body, node, public_key)
         if path.endswith("/pull-messages") and not await self._wait_for_message(node, headers):
             return 200, empty_pull()
         found = await self._in_thread(self._state.answer, path, request, node)
         if path.endswith(("/push-object", "/push-messages")):
-            self._for_workers.set()
-            self._for_workers = asyncio.Event()
+            self._tell_workers()
         return 200, found
+
+    def _tell_workers(self) -> None:
+        self._for_workers.set()
+        self._for_workers = asyncio.Event()
+
+    async def _blob_come(self, body: bytes) -> tuple[int, bytes]:
+        """Check a blob that the gateway has wholly received; whoever waits for its message hears of it."""
+        part = json.loads(body)["part"]
+        await asyncio.to_thread(self._blobs.finish, part)
+        self._tell_workers()
+        return 200, b"{}"
+
+    async def _node(self, caller: Caller) -> int:
+        node = (await self._in_thread(self._state.nodes)).get(caller.site.fingerprint)
+        if node is None:
+            raise Unauthentic("no node", caller.site.name)
+        return node
 
     async def _wait_for_message(self, node: int, headers: dict[str, str]) -> bool:
         """Hold a pull until there is a message for the node or its patience ends; return whether there is one."""
@@ -206,7 +231,7 @@ class LinkApp:
 
     async def _object(self, body: bytes) -> tuple[int, bytes]:
         content = await self._in_thread(self._state.objects.get, json.loads(body)["id"])
-        return (200, content) if content else (404, b'{"detail": "Not Found"}')
+        return 200, content or b""
 
 
 async def _read(receive: Receive) -> bytes:
@@ -224,9 +249,10 @@ def main(home: ServerHome) -> None:
 
     home.link_socket.unlink(missing_ok=True)
     sites = Sites(home.sites)
-    state = LinkState(home.link, sites, home.settings().max_reply_mb * 1024 * 1024)
+    max_reply = home.settings().max_reply_mb * 1024 * 1024
+    state = LinkState(home.link, sites, max_reply)
     config = uvicorn.Config(
-        LinkApp(state, sites),
+        LinkApp(state, sites, max_reply),
         uds=str(home.link_socket),
         log_config=None,
         lifespan="off",

@@ -1,5 +1,7 @@
 """A run's grid over the link: sends each message signed and packed, and waits for the replies without polling.
 
+Large arrays are written to the link's folder of blobs, once for all sites, and read there where replies have left them.
+
 What a node says of itself within a reply counts for nothing: who replied to what is what the link has checked.
 """
 
@@ -28,8 +30,9 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from astrofed.server.service.asgi import NO_ROOM
 from astrofed.server.service.frames import LARGEST_BODY, join_frames, split_frames
-from astrofed.server.service.link_objects import object_ids
+from astrofed.server.service.link_objects import blob_id, object_ids
 from astrofed.shared import packing, records
+from astrofed.shared.blobs import Blobs
 from astrofed.shared.errors import AstrofedError, UserMistake
 
 LINK_PATIENCE_S = 120.0  # a link that was killed is back within seconds
@@ -91,12 +94,13 @@ class LinkGrid(Grid):
         run: the run's name.
         sites: by site's name, the fingerprint of its node's key.
         sign: returns the entries of a "config" record that carry a plan, signed.
+        blobs: the folder of the link's blobs, where large arrays lie.
     """
 
     def __init__(
-        self, socket: Path, run: str, sites: Mapping[str, str], sign: Callable[[str], Mapping[str, Any]]
+        self, socket: Path, run: str, sites: Mapping[str, str], sign: Callable[[str], Mapping[str, Any]], blobs: Path
     ) -> None:
-        self._link, self._name, self._sign = LinkClient(socket), run, sign
+        self._link, self._name, self._sign, self._blobs = LinkClient(socket), run, sign, Blobs(blobs)
         known = self._link.ask_json("/run/nodes")
         self.nodes = {name: int(known[digest][0]) for name, digest in sites.items() if digest in known}
         self._sites, self._names = dict(sites), {node: name for name, node in self.nodes.items()}
@@ -174,26 +178,34 @@ class LinkGrid(Grid):
         contents: dict[int, RecordDict] = {}
         asked: dict[str, Message] = {}
         objects: dict[str, bytes] = {}
+        blobs: dict[str, RecordDict] = {}  # what each was made of
         trees, envelopes = [], []
         with no_object_id_recompute():
             for message in messages:
                 plain = message.content
                 if id(plain) not in contents:
-                    contents[id(plain)] = packing.pack(self._signed_content(plain))
+                    contents[id(plain)] = packing.pack(self._signed_content(plain), self._blobs)
                 packed = records.with_content(message, contents[id(plain)])
                 identifier = packed.object_id
                 message.metadata.__dict__["_message_id"] = identifier
                 nested = get_all_nested_objects(packed)
                 objects.update({key: each.deflate() for key, each in nested.items() if key not in objects})
-                trees.append(get_object_tree(packed).SerializeToString())
+                tree = get_object_tree(packed)
+                if (blob := packing.blob_of(packed.content.config_records[packing.NAME])) is not None:
+                    tree.children[0].children[0].children.add(object_id=blob.id)
+                    self.bytes_sent += 0 if blob.id in blobs else blob.size
+                    blobs[blob.id] = plain
+                trees.append(tree.SerializeToString())
                 empty = records.with_content(message, RecordDict())
                 envelopes.append(message_to_proto(empty).SerializeToString())
                 asked[identifier] = message
-        self._transfer(trees, envelopes, objects)
+        self._transfer(trees, envelopes, objects, blobs)
         self._asked.update(asked)
         return list(asked)
 
-    def _transfer(self, trees: list[bytes], envelopes: list[bytes], objects: dict[str, bytes]) -> None:
+    def _transfer(
+        self, trees: list[bytes], envelopes: list[bytes], objects: dict[str, bytes], blobs: Mapping[str, RecordDict]
+    ) -> None:
         self.bytes_sent += sum(len(content) for content in objects.values())
         header = json.dumps({"run_id": self._run_id, "messages": len(trees)}).encode()
         first = join_frames([header, *trees, *envelopes])
@@ -202,7 +214,10 @@ class LinkGrid(Grid):
         answer = json.loads(self._link.ask("/run/send", first + join_frames(inline)))
         if answer["missing"]:
             for identifier in answer["missing"]:
-                self._link.ask("/run/put", objects[identifier])
+                if identifier in blobs:  # deleted between its writing and its message
+                    packing.pack(self._signed_content(blobs[identifier]), self._blobs)
+                else:
+                    self._link.ask("/run/put", objects[identifier])
             answer = json.loads(self._link.ask("/run/send", first))
         if answer["missing"]:
             raise LinkLost(f"the link still lacks {len(answer['missing'])} objects of messages that it was sent")
@@ -242,15 +257,16 @@ class LinkGrid(Grid):
         envelope = message_from_proto(proto)
         if envelope.has_error():
             return envelope
+        blob = blob_id(tree)
         for identifier in object_ids(tree):
-            if identifier not in contents:
+            if identifier not in contents and identifier != blob:
                 contents[identifier] = self._link.ask("/run/object", json.dumps({"id": identifier}).encode())
         try:
             inner = inflate_object_from_contents(tree.object_id, contents)
             content = inner.content if isinstance(inner, Message) else None
             if content is None:
                 raise TypeError(f"a {type(inner).__name__} is no message")
-            plain = packing.unpack(content) if packing.is_packed(content) else content
+            plain = self._unpacked(content, blob)
         except Exception as error:  # noqa: BLE001 - bytes from outside: whatever they break is that site's failure alone
             reason = f"the reply can't be read: {type(error).__name__}: {str(error)[:200]}"
             return self._error(proto.metadata.reply_to_message_id, UNREADABLE, reason)
@@ -259,6 +275,15 @@ class LinkGrid(Grid):
             reason = f"{name}: its node calls itself {str(site.get('name'))[:80]!r}"
             return self._error(proto.metadata.reply_to_message_id, UNREADABLE, reason)
         return records.with_content(envelope, plain)
+
+    def _unpacked(self, content: RecordDict, allowed: str | None) -> RecordDict:
+        """Return a reply's content; the only blob that it may name is its own."""
+        if not packing.is_packed(content):
+            return content
+        named = packing.blob_of(content.config_records[packing.NAME])
+        if named is not None and named.id != allowed:
+            raise packing.MalformedPack("the reply names a blob that is not its own")
+        return packing.unpack(content, self._blobs)
 
     def _error(self, question: str, code: int, reason: str) -> Message:
         """Return the reply that stands for one that can't be had."""

@@ -1,7 +1,8 @@
 """Where messages' objects lie while they are on their way: Flower's object store, as one SQLite file of our own.
 
 Flower's store walks each message's tree with some hundred statements. This one keeps a message's tree in one row and
-counts in how many trees an object stands: a model that goes to all sites lies there once.
+counts in how many trees an object stands: a model that goes to all sites lies there once. A large message's arrays are
+a blob, a file in a folder beside it (`shared.blobs`), which comes and goes like any other object of the tree.
 """
 
 import hashlib
@@ -14,6 +15,9 @@ from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_utils import validate_object_content
 from flwr.supercore.object_store import NoObjectInStoreError, ObjectStore
 
+from astrofed.shared.blobs import Blobs
+
+STALE_S = 3600.0  # after which a file that belongs to no message is a leftover
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS tree (root TEXT PRIMARY KEY, run TEXT NOT NULL, content BLOB NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS tree_run ON tree (run);
@@ -27,6 +31,7 @@ class MessageObjects(ObjectStore):
 
     def __init__(self, path: Path) -> None:
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self.blobs = Blobs(path.with_name("blobs"))
         self._connection.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;" + _SCHEMA)
 
     def close(self) -> None:
@@ -103,11 +108,19 @@ class MessageObjects(ObjectStore):
             ids = [(each,) for each in object_ids(ObjectTree.FromString(row[0]))]
             self._connection.executemany("UPDATE object SET trees = trees - 1 WHERE id = ?", ids)
             self._connection.executemany("DELETE FROM object WHERE id = ? AND trees < 1", ids)
+        blob = blob_id(ObjectTree.FromString(row[0]))
+        if blob is not None and blob not in self:
+            self.blobs.delete(blob)
 
     def delete_objects_in_run(self, run_id: int) -> None:
         """Delete all messages of a run, and who belongs to it."""
         for (root,) in self._connection.execute("SELECT root FROM tree WHERE run = ?", (str(run_id),)).fetchall():
             self.delete(root)
+
+    def sweep_blobs(self) -> None:
+        """Delete files of blobs that no message has, and that nobody has written to lately."""
+        registered = {str(identifier) for (identifier,) in self._connection.execute("SELECT id FROM object")}
+        self.blobs.sweep(registered, older_than_s=STALE_S)
 
     def clear(self) -> None:
         """Delete everything."""
@@ -138,7 +151,8 @@ class MessageObjects(ObjectStore):
         return {int(node) for (node,) in rows}
 
     def _available(self, identifier: str) -> bool:
-        return self._one("SELECT 1 FROM object WHERE id = ? AND content IS NOT NULL", identifier) is not None
+        row = self._one("SELECT content IS NOT NULL FROM object WHERE id = ?", identifier)
+        return row is not None and (bool(row[0]) or self.blobs.has(identifier))
 
     def _one(self, statement: str, *values: str) -> tuple[bytes, ...] | None:
         row: tuple[bytes, ...] | None = self._connection.execute(statement, values).fetchone()
@@ -154,6 +168,16 @@ class MessageObjects(ObjectStore):
                 self._connection.execute("ROLLBACK")
             raise
         self._connection.execute("COMMIT")
+
+
+def blob_id(tree: ObjectTree) -> str | None:
+    """Return the id of a packed message's blob: the lone child of the lone record of its content."""
+    node = tree
+    for _ in range(3):
+        if len(node.children) != 1:
+            return None
+        node = node.children[0]
+    return None if node.children else str(node.object_id)
 
 
 def object_ids(tree: ObjectTree) -> list[str]:

@@ -139,6 +139,7 @@ class LinkState:
             "SELECT run.run_id FROM run JOIN task ON task.task_id = run.primary_task_id WHERE task.finished_at IS NULL"
         )
         self._open = {int64_to_uint64(row["run_id"]) for row in rows}
+        self.objects.sweep_blobs()
 
     def close(self) -> None:
         """Close the files."""
@@ -195,7 +196,7 @@ class LinkState:
             LinkRefused: a reply is larger than the server takes.
         """
         if isinstance(request, PullObjectRequest) and request.run_id in self._open:
-            self._fetching[node] = time.time()
+            self.fetching(node)
             return self._pull_object(request)
         if isinstance(request, PushObjectRequest) and request.run_id in self._open:
             return self._push_object(request, node)
@@ -231,8 +232,31 @@ class LinkState:
         if "run_id" in request.DESCRIPTOR.fields_by_name:
             asked.add(request.run_id)
         for run_id in asked:
-            if node not in self.objects.members(self._federation(run_id)):
+            if not self.belongs(node, run_id):
                 raise LinkRefused(f"run {run_id} is not one of this node's")
+
+    def belongs(self, node: int, run_id: int) -> bool:
+        """Whether a node belongs to a run."""
+        return node in self.objects.members(self._federation(run_id))
+
+    def asked(self, node: int, run_id: int, message: str) -> bool:
+        """Whether that message of a run that goes on was sent to a node."""
+        return self._among("message_ins", "dst_node_id", node, run_id, message)
+
+    def replied(self, node: int, run_id: int, message: str) -> bool:
+        """Whether that message of a run that goes on is a node's reply."""
+        return self._among("message_res", "src_node_id", node, run_id, message)
+
+    def _among(self, table: str, column: str, node: int, run_id: int, message: str) -> bool:
+        rows = self._state.query(
+            f"SELECT 1 FROM {table} WHERE message_id = :id AND run_id = :run AND {column} = :node",
+            {"id": message, "run": uint64_to_int64(run_id), "node": uint64_to_int64(node)},
+        )
+        return bool(rows) and self.is_open(run_id) and self.belongs(node, run_id)
+
+    def fetching(self, node: int) -> None:
+        """Note that a node is fetching a message, so that it is not offered again meanwhile."""
+        self._fetching[node] = time.time()
 
     def _federation(self, run_id: int) -> str:
         if run_id not in self._federations:
@@ -273,6 +297,7 @@ class LinkState:
     def open_run(self, name: str, nodes: Iterable[int]) -> int:
         """Begin a run of Flower's for a worker; earlier ones of that name end. Return its id."""
         self.end_runs(name)
+        self.objects.sweep_blobs()
         self.objects.set_members(name, set(nodes))
         run_id = self._state.create_run(None, None, None, {}, name, None, NOOP_FLWR_AID, TaskType.SERVER_APP)
         run = self._state.get_run_info(run_ids=[run_id])[0]

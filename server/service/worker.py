@@ -104,7 +104,7 @@ def _run(home: ServerHome, job: JobFolder) -> None:
 
         torch.set_num_threads(home.settings().run_threads or 1)
     quorum = plan.strategy.quorum if given.quorum is None and plan.strategy.membership == "open" else given.quorum
-    grid = LinkGrid(home.link_socket, given.run, given.sites, lambda plan: with_part(given.signed, plan))
+    grid = LinkGrid(home.link_socket, given.run, given.sites, lambda plan: with_part(given.signed, plan), home.blobs)
     try:
         _wait_for_sites(grid.online, plan, quorum, given.wait_s, job)
         try:

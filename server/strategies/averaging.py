@@ -15,9 +15,13 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from numpy.typing import NDArray
 
 from astrofed.shared import records
-from astrofed.shared.arrays import Expected, MalformedArray, from_numpy, view
+from astrofed.shared.array_forms import let_go, view
+from astrofed.shared.arrays import Expected, from_numpy
+from astrofed.shared.npy import MalformedArray
 
 STACKED = 1 << 20  # bytes of arrays that are multiplied together; of larger ones a few
+BLOCK = 1 << 16  # values of each large array that are added at a time
+SPANNED = 32  # blocks after which memory that mirrors files is let go
 
 
 class FedAvg(strategy.FedAvg):
@@ -105,24 +109,42 @@ def _parts(
 def _sum(arrays: Sequence[Array], shares: Sequence[float], name: str) -> NDArray[Any]:
     """Return sum_k s_k x_k, one after the other, each product rounded as numpy rounds an array times a number."""
     first = view(arrays[0], name)
-    total: NDArray[Any] = np.asarray(first * shares[0])
     form = Expected.like(first)
     if not all([form.fits(array) for array in arrays]):
+        total: NDArray[Any] = np.asarray(first * shares[0])
         for array, share in zip(arrays[1:], shares[1:], strict=True):
             total += view(array, name) * share
         return total
     size = max(1, STACKED // max(1, form.length))
+    if size < 2:
+        return _sum_of_large([form.flat(array) for array in arrays], shares).reshape(form.shape)
+    total = np.asarray(first * shares[0])
     flat = total.reshape(-1)
-    if size < 2 or flat.size < 2:  # numpy adds a single column in another order
-        room = np.empty_like(flat)
+    if flat.size < 2:  # numpy adds a single column in another order
         for array, share in zip(arrays[1:], shares[1:], strict=True):
-            flat += np.multiply(form.flat(array), share, out=room)
+            flat += form.flat(array) * share
         return total
     factors = np.asarray(shares, flat.dtype)[:, None]
     for start in range(1, len(arrays), size):
         products = form.stacked(arrays[start : start + size]) * factors[start : start + size]
         products[0] += flat
         np.add.reduce(products, axis=0, out=flat)
+    return total
+
+
+def _sum_of_large(rows: Sequence[NDArray[Any]], shares: Sequence[float]) -> NDArray[Any]:
+    """Return the sum of rows (values,) that may lie in files: block by block, so that little of them is in memory."""
+    dtype = (rows[0][:0] * shares[0]).dtype
+    total: NDArray[Any] = np.empty(rows[0].size, dtype)
+    room = np.empty(min(BLOCK, total.size), dtype)
+    for start in range(0, total.size, BLOCK):
+        block = total[start : start + BLOCK]
+        np.multiply(rows[0][start : start + BLOCK], shares[0], out=block)
+        for row, share in zip(rows[1:], shares[1:], strict=True):
+            block += np.multiply(row[start : start + BLOCK], share, out=room[: block.size])
+        if start % (SPANNED * BLOCK) == 0:
+            for row in rows:
+                let_go(row)
     return total
 
 

@@ -20,7 +20,8 @@ from astrofed.server.strategies.memory import Momentum, Step
 from astrofed.server.strategies.messages import COUNT, mean_metrics, messages_to, scalars
 from astrofed.server.strategies.shares import capped
 from astrofed.shared import records, registry
-from astrofed.shared.arrays import from_numpy, to_numpy, view
+from astrofed.shared.array_forms import view
+from astrofed.shared.arrays import from_numpy, to_numpy
 from astrofed.shared.plan import Fraction, Named, OptionsT, PlanError, Section, check_options
 from astrofed.shared.seeds import derive_seed
 

@@ -37,6 +37,14 @@ def free_memory() -> int | None:
     return found[0] if found else None
 
 
-def _status(key: str) -> int:
-    lines = (_PROCESS / "status").read_text(encoding="ascii").splitlines()
+def peak_of(process: int) -> int | None:
+    """Return the most bytes that another process has held; None where the kernel does not say."""
+    try:
+        return _status("VmHWM", Path(f"/proc/{process}"))
+    except (OSError, StopIteration):
+        return None
+
+
+def _status(key: str, process: Path = _PROCESS) -> int:
+    lines = (process / "status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{key}:"))

@@ -21,9 +21,10 @@ from astrofed.shared.plan import Plan, load_plan
 from astrofed.shared.record import Round, Start
 from astrofed.shared.signed_plan import sign_plan
 from astrofed.simulations.bench.free_port import free_port
+from astrofed.simulations.bench.memory import peak_of
 
 SITES = 4
-PATIENCE_S = 180.0
+PATIENCE_S = 600.0
 POLICY = {  # what an operator would edit, for tasks that have nothing to hide
     "tasks = []": 'tasks = ["trivial"]',
     "models = []": 'models = ["vector"]',
@@ -64,6 +65,16 @@ class Deployed:
     def __init__(self, folder: Path, processes: Sequence[subprocess.Popen[bytes]]) -> None:
         self._folder, self._home, self._processes = folder, open_home(folder / "server"), processes
 
+    def service_peak(self) -> int | None:
+        """Return the most bytes that the server's gateway and link have held; None where the kernel does not say."""
+        server = self._processes[0].pid
+        try:
+            children = Path(f"/proc/{server}/task/{server}/children").read_text(encoding="ascii").split()
+        except OSError:
+            return None
+        peaks = [peak_of(int(child)) for child in children]
+        return sum(peak for peak in peaks if peak is not None)
+
     def rounds(self, parameters: int, rounds: int) -> list[float]:
         """Return the seconds of each round but the first two (the model's evaluation, and the warming up)."""
         plan = load_plan(
@@ -80,7 +91,7 @@ class Deployed:
         now, text = int(time.time()), plan.to_json()
         signed = sign_plan(text, plan.name, now, now + 3600, Authority(self._home.authority).plan_key)
         known = {name: site.fingerprint for name, site in Sites(self._home.sites).all().items()}
-        grid, timer = LinkGrid(self._home.link_socket, plan.name, known, lambda _: signed), Timer()
+        grid, timer = LinkGrid(self._home.link_socket, plan.name, known, lambda _: signed, self._home.blobs), Timer()
         try:
             deadline = time.monotonic() + PATIENCE_S
             while len(grid.online()) < SITES:

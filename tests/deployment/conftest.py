@@ -332,6 +332,16 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
 
 
 @pytest.fixture(scope="module")
+def small_replies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """A running server that takes replies of 8 MiB; sites are enrolled, none is connected."""
+    made = Deployment(tmp_path_factory.mktemp("r"), max_reply_mb=8)
+    made.enroll("tess", "k2", "revoked")
+    made.start()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
 def planets() -> dict[str, Any]:
     """A plan of four observatories by the names of their sites; a round takes a fraction of a second."""
     return {

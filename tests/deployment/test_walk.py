@@ -73,6 +73,7 @@ def test_a_server_and_four_sites_are_set_up_and_train(
         "strategy": {"name": "robust", "rule": "trimmed-mean", "f": 1},
         "privacy": {"noise_multiplier": 1.0, "delta": 1e-4, "unit": "planet"},
     }
+    planets = {**planets, "model": {"name": "mlp", "hidden": [1024, 1024]}}  # so large that it travels as a blob
     for plan in (planets, private):
         path = deployment.folder / f"{plan['name']}.toml"
         path.write_text(tomli_w.dumps(plan))

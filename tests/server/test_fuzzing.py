@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from astrofed.server.screening import screen_training
 from astrofed.server.strategies.robust import RobustStrategy
-from astrofed.shared.arrays import NPY, from_numpy, to_numpy
+from astrofed.shared.arrays import from_numpy, to_numpy
+from astrofed.shared.npy import NPY
 
 Rng = np.random.Generator
 Model = dict[str, NDArray[Any]]

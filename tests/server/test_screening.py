@@ -19,7 +19,8 @@ from astrofed.server.screening import (
     screen_statistics,
     screen_training,
 )
-from astrofed.shared.arrays import NPY, from_numpy, to_numpy
+from astrofed.shared.arrays import from_numpy, to_numpy
+from astrofed.shared.npy import NPY
 
 MODEL = {"w": np.ones((2, 3), np.float32), "b": np.zeros(3, np.float32), "steps": np.array(4)}
 EXPECTED = {11: 40, 12: 50, 13: 60}

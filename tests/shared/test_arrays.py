@@ -15,18 +15,9 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from torch import nn
 
-from astrofed.shared.arrays import (
-    NPY,
-    Expected,
-    MalformedArray,
-    WrongArrays,
-    from_numpy,
-    from_state_dict,
-    load_into,
-    stored,
-    to_numpy,
-    view,
-)
+from astrofed.shared.array_forms import stored, view
+from astrofed.shared.arrays import Expected, WrongArrays, from_numpy, from_state_dict, load_into, to_numpy
+from astrofed.shared.npy import NPY, MalformedArray
 
 DTYPES = st.one_of(
     hnp.floating_dtypes(endianness="="),

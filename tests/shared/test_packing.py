@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from astrofed.shared import packing
+from astrofed.shared.blobs import Blobs, WrongBlob
 
 ARRAYS = ArrayRecord(
     {
@@ -54,6 +56,30 @@ def test_large_arrays_travel_beside_the_header() -> None:
     packed = packing.pack(content)
     assert list(packed) == ["packed", "arrays"]
     assert_same(packing.unpack(packed), content)
+
+
+def test_large_arrays_lie_in_a_blob_where_there_is_a_place_for_it(tmp_path: Path) -> None:
+    blobs, large = Blobs(tmp_path), Array(np.arange(packing.INLINE // 8, dtype=np.float64))
+    content = RecordDict({"arrays": ArrayRecord({"w": large, "v": Array(np.ones(3))}), "config": CONTENT["config"]})
+    packed = packing.pack(content, blobs)
+    (record,) = packed.values()
+    assert isinstance(record, ConfigRecord) and packing.form_of(packed) is packing.Form.WITH_BLOBS
+    blob = packing.blob_of(record)
+    assert blob is not None and blobs.has(blob.id) and packing.settings_of(packed, "config")["round"] == 3
+    assert_same(packing.unpack(packed, blobs), content)
+    with pytest.raises(packing.MalformedPack, match="without the bytes"):
+        packing.unpack(packed)
+    blobs.delete(blob.id)
+    with pytest.raises(WrongBlob, match="not there"):
+        packing.unpack(packed, blobs)
+    small = packing.pack(CONTENT, blobs)
+    assert packing.form_of(small) is packing.Form.WITH_BLOBS and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("named", [{"blob": "ab", "bytes": 1}, {"blob": "a" * 64}, {"blob": 1, "bytes": 1}])
+def test_what_can_not_be_a_blob_is_refused(named: dict[str, str | int]) -> None:
+    with pytest.raises(packing.MalformedPack):
+        packing.blob_of(ConfigRecord(named))  # type: ignore[arg-type]
 
 
 @given(st.dictionaries(st.text(max_size=5), st.one_of(st.booleans(), st.floats(), st.text(), st.binary()), max_size=5))

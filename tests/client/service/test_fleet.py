@@ -6,18 +6,24 @@ import threading
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import time
 from typing import Any
 
 import pytest
 
 from astrofed.client.service import fleet as module
-from astrofed.client.service.fleet import BadAnswer, Fleet, NotAdmitted, RunOver, TooLarge, Unreachable
+from astrofed.client.service.fleet import Fleet
+from astrofed.client.service.refusals import BadAnswer, NotAdmitted, RunOver, TooLarge, Unreachable
+from astrofed.shared.blobs import Blobs
 from astrofed.shared.keys import new_node_key
 
 
 def connection(address: str, certificate: str, key: Any = None, largest: int = 10**6) -> Fleet:
-    return Fleet(address, certificate, key or new_node_key(), largest)
+    return Fleet(address, certificate, key or new_node_key(), largest, Blobs(Path(FOLDER.name)))
+
+
+FOLDER = TemporaryDirectory()
 
 
 class Hostile:

@@ -12,9 +12,10 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from astrofed.client.service import node as module
 from astrofed.client.service.diary import Diary
 from astrofed.client.service.executor import PROGRAM, Executor
-from astrofed.client.service.fleet import Fleet, Unreachable
+from astrofed.client.service.fleet import Fleet
 from astrofed.client.service.gatekeeper import Gatekeeper
 from astrofed.client.service.node import Node
+from astrofed.client.service.refusals import Unreachable
 from astrofed.client.service.sealed import Sealed
 from astrofed.client.service.spool import Spool
 
@@ -44,11 +45,12 @@ class Running:
         home = joined.home
         self.lines: list[str] = []
         welcome = home.welcome
-        self.fleet = Flaky(welcome.address, welcome.ca_certificate, home.key, 10**6)
+        spool = Spool(home.spool)
+        self.fleet = Flaky(welcome.address, welcome.ca_certificate, home.key, 10**6, spool.blobs)
         self.node = Node(
             home=home,
             fleet=self.fleet,
-            spool=Spool(home.spool),
+            spool=spool,
             gatekeeper=Gatekeeper(home),
             executor=Executor(home.folder, home.file.limits, self.lines.append, program),
             diary=Diary(home.logs, self.lines.append),
