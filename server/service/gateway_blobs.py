@@ -6,6 +6,7 @@ site's own until all have come and the link has checked them; who is cut off goe
 
 import asyncio
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from astrofed.shared.blobs import PULL_BLOB, PUSH_BLOB, SIZE_HEADER, START_HEADE
 BLOB_COME = "/run/blob-come"
 BLOB_PATHS = frozenset({PULL_BLOB, PUSH_BLOB})
 OCTETS = "application/octet-stream"
+log = logging.getLogger("astrofed.gateway")
 AT_ONCE = 2  # blobs of one site that are moved at the same time
 Headers = Sequence[tuple[bytes, bytes]]
 AskLink = Callable[[str, bytes, Headers, str], Awaitable[httpx.Response]]
@@ -43,20 +45,30 @@ class BlobRelay:
         with self._turn(site):
             await self._nothing_more(receive, site)
             found, start = await self._ask(scope, site), _number(scope, START_HEADER, site)
-            file = os.open(self._folder / found["file"], os.O_RDONLY | os.O_CLOEXEC)
+            if start > (size := int(found["size"])):
+                raise Refused(400, "Bad Request", "a blob from beyond its end", site)
             try:
-                if start > (size := int(found["size"])):
-                    raise Refused(400, "Bad Request", "a blob from beyond its end", site)
+                file = os.open(self._folder / found["file"], os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise Refused(503, "the blob is gone", f"a blob can't be read: {error.strerror}", site) from error
+            left = asyncio.ensure_future(receive())  # nothing more comes but the news that the site is gone
+            try:
                 headers = [(b"content-type", OCTETS.encode()), (b"content-length", str(size - start).encode())]
                 await send({"type": "http.response.start", "status": 200, "headers": headers})
                 for at in range(start, size, STEP):
                     data = await asyncio.to_thread(os.pread, file, min(STEP, size - at), at)
                     async with asyncio.timeout(self._patience_s):
                         await send({"type": "http.response.body", "body": data, "more_body": True})
+                    if left.done():
+                        return at - start
                 await send({"type": "http.response.body", "body": b""})
+                return size - start
+            except TimeoutError:
+                log.warning("%s takes a blob too slowly and is cut off", site)
+                return 0
             finally:
+                left.cancel()
                 os.close(file)
-            return size - start
 
     async def take(self, scope: Scope, receive: Receive, send: Send, site: str) -> int:
         """Take bytes of a blob from a place on, and answer with how many are there now; return how many came.

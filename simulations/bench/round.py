@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 OURS, STOCK, BYTES = "astrofed deployment", "Flower deployment", "bytes over TLS"
 SMALLEST_S, TIMES_BYTES, TIMES_MODEL = 1.0, 2.0, 2.0
 BLOCKS = 64 << 20  # bytes that a server may hold beside two models
-ROUNDS = 2  # of a size that was asked for
+ROUNDS = 3  # of a size that was asked for
 SIZES = {1_000: (12, 3), 1_000_000: (6, 3), 25_000_000: (3, 2)}  # parameters: rounds that are timed, ours and Flower's
 QUICK = {1_000: (5, 1), 1_000_000: (3, 0)}
 
@@ -141,7 +141,7 @@ def _stock(folder: Path, files: tuple[Path, Path, Path], parameters: int, rounds
 
 
 def _rows(
-    parameters: int, mine: list[float], least: list[float], theirs: list[float], note: str, held: int | None
+    parameters: int, mine: list[float], least: list[float], theirs: list[float], note: str, held: int | None = None
 ) -> list[RoundRow]:
     middle: Callable[[list[float]], float | None] = lambda times: statistics.median(times) if times else None  # noqa: E731
     seconds, bare, flower = statistics.median(mine), statistics.median(least), middle(theirs)

@@ -38,3 +38,10 @@ def test_the_bytes_alone_are_moved_over_tls(tmp_path: Path) -> None:
     with bytes_server(authority.server_certificate, authority.server_key, certificate, 2) as bare:
         assert 0 < bare.round(1000) < 60
         assert 0 < bare.round(PIECE + 1) < 60
+
+
+@pytest.mark.parametrize(("held", "met"), [(8 * 10**8, True), (8 * 10**8 + bench.BLOCKS + 1, False)])
+def test_memory_is_told_in_models_and_judged_with_room_for_blocks(held: int, met: bool) -> None:
+    own, *_ = bench._rows(10**8, [1.0], [1.0], [], "", held)
+    assert own.memory == held / (4 * 10**8)
+    assert [target.met for target in own.targets if "memory" in target.target] == [met]
