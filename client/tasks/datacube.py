@@ -15,7 +15,6 @@ fingerprint are told as well.
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -30,34 +29,31 @@ from astrofed.client.privacy.refusals import check_unit
 from astrofed.client.privacy.units import Parts
 from astrofed.client.site import Site, SiteSummary
 from astrofed.client.task import Statistics, Task, TrainInstruction, TrainOutcome
-from astrofed.client.tasks.datacube_baselines import climatology, persistence, pooled_ridge, ridge, ridge_equations
-from astrofed.client.tasks.datacube_batches import Batch, batches, stack
+from astrofed.client.tasks.datacube_baselines import known_baselines, ridge_equations
+from astrofed.client.tasks.datacube_batches import Batch, batches
 from astrofed.client.tasks.datacube_curriculum import coarsened, horizon
 from astrofed.client.tasks.datacube_episodes import WorldEpisodes
-from astrofed.client.tasks.datacube_physics import PhysicsFixers, PhysicsTerm, compliance_metrics
+from astrofed.client.tasks.datacube_forecast import Forecaster
+from astrofed.client.tasks.datacube_objective import Objective
+from astrofed.client.tasks.datacube_physics import compliance_metrics
 from astrofed.client.tasks.datacube_rollout import RollOut, judge_rollout, roll_out
 from astrofed.client.tasks.datacube_samples import (
     Sample,
-    TooFewMonths,
     World,
     all_samples,
+    check_length,
     held_out_samples,
     training_samples,
 )
 from astrofed.client.tasks.datacube_scales import Scales, public_scales, site_scales
-from astrofed.client.tasks.datacube_scores import Scores, area_loss
+from astrofed.client.tasks.datacube_scores import score
 from astrofed.client.tasks.datacube_showcase import maps
 from astrofed.client.training import train_locally
 from astrofed.shared.errors import UserMistake
 from astrofed.shared.models.datacube_layout import DatacubeLayout
 from astrofed.shared.plan import Plan
 
-EVALUATION_BATCH = 2
 PRIVATE_BATCH = 2  # samples of a world whose gradients are taken at once, where the plan doesn't say
-
-
-class BalancedInPrivate(UserMistake):
-    """A plan balances physics by gradients where per-unit gradients are taken."""
 
 
 class LevelsDiffer(UserMistake):
@@ -91,13 +87,8 @@ class DatacubeEmulation(Task):
         self._world: World | None = None
         self._coarse: World | None = None
         self._protection: Protection | None = None
-        self._fixers = PhysicsFixers(plan.physics.fixers, self.options.variables)
-        if plan.physics.balance == "gradient" and plan.privacy is not None:
-            raise BalancedInPrivate(
-                "physics.balance = 'gradient' has no place beside [privacy]: per-unit gradients are taken of a "
-                "function, inside which no other gradients are; set physics.balance = 'fixed'"
-            )
-        self._physics = PhysicsTerm(plan.physics.weights, self.options.variables) if plan.physics.weights else None
+        self._forecaster = Forecaster(self.options, plan.physics.fixers)
+        self._objective = Objective(plan, site, self._forecaster, self.options.variables)
 
     @property
     def world(self) -> World:
@@ -109,7 +100,7 @@ class DatacubeEmulation(Task):
         with self._lock:
             if self._world is None:
                 world = World(read_cube(self.site.data), self.options, self.site.name)
-                self._check_length(world)
+                check_length(world, self.options, self.options.held_out_months, self.site)
                 if self.plan.privacy is not None:
                     check_unit(self.plan.privacy.unit, _unit(world), f"{self.site.name}: {self.site.data}")
                 self._world = world
@@ -199,13 +190,14 @@ class DatacubeEmulation(Task):
     ) -> dict[str, float]:
         """Return errors and physics compliance on any samples; keys as in `evaluate`."""
         world, scales = self.world, self.scales(statistics)
-        predictions = list(self._predictions(model, scales, samples))
-        metrics = self._scored(scales, samples, predictions, prefix="", levels=True)
+        predictions = list(self._forecaster.each(world, model, scales, samples))
+        metrics = score(world, scales, samples, predictions, prefix="", levels=True)
         metrics |= compliance_metrics(world, samples, predictions, with_data=with_baselines)
         if with_baselines:
-            for name, predict in self._baselines(statistics).items():
+            own_climate = self.site.role == "train"
+            for name, predict in known_baselines(world, statistics, own_climate=own_climate).items():
                 guesses = [predict(world, sample) for sample in samples]
-                metrics |= self._scored(scales, samples, guesses, prefix=f"baseline/{name}/", levels=False)
+                metrics |= score(world, scales, samples, guesses, prefix=f"baseline/{name}/", levels=False)
         return metrics
 
     def roll_out(self, model: nn.Module, statistics: Statistics, months: int = 12) -> RollOut:
@@ -214,7 +206,7 @@ class DatacubeEmulation(Task):
         model.eval()
 
         def predict(world: World, sample: Sample) -> Tensor:
-            return self._predict(world, model, scales, [sample])[0]
+            return self._forecaster.predict(world, model, scales, [sample])[0]
 
         return judge_rollout(self.world, scales, roll_out(self.world, predict, months))
 
@@ -222,7 +214,7 @@ class DatacubeEmulation(Task):
         """Return maps of truth, prediction and error for the middle one of the held-out months."""
         samples = self.evaluation_samples()
         sample = samples[len(samples) // 2]
-        prediction = next(iter(self._predictions(model, self.scales(statistics), [sample])))
+        prediction = next(self._forecaster.each(self.world, model, self.scales(statistics), [sample]))
         return maps(self.world, sample, prediction)
 
     def protection(self) -> Protection:
@@ -253,69 +245,12 @@ class DatacubeEmulation(Task):
     def loss(
         self, scales: Scales, world: World | None = None, months: int | None = None
     ) -> Callable[[nn.Module, Batch], Tensor]:
-        """Return the loss of a batch: squared errors in units of change, area-weighted, and the physics' residuals.
+        """Return the loss of a batch (see `Objective`).
 
         By default of the site's world as it is, over all target months, else over the first `months`.
         """
         world = world or self.world
-
-        def loss(model: nn.Module, batch: Batch) -> Tensor:
-            if self.site.corrupt_inputs is not None:
-                batch = replace(batch, state=self.site.corrupt_inputs(batch.state))
-            changes = told = self._changes(model, batch)[:, :, :months]
-            targets = (batch.target[:, :, :months] - batch.last) / scales.change
-            if self.site.corrupt_targets is not None:
-                targets = self.site.corrupt_targets(targets)
-            predicted = batch.last + changes * scales.change
-            if self._fixers.names:
-                predicted = self._fixers(world, batch, predicted, scales)
-                changes = (predicted - batch.last) / scales.change
-            value = area_loss(changes - targets, world.area)
-            if self._physics is not None and world is not self._coarse:
-                if self.plan.physics.balance == "gradient" and told.requires_grad:
-                    value = value + self._physics.balanced(world, batch, predicted, value, told)
-                else:
-                    value = value + self._physics(world, batch, predicted)
-            return value
-
-        return loss
-
-    def _changes(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return [batch, variable, climate_time, geological_time, lev, lat, lon] in scales of month-to-month change."""
-        return self.options.level_means(model(batch.state, batch.forcing))
-
-    @torch.no_grad()
-    def _predictions(self, model: nn.Module, scales: Scales, samples: Sequence[Sample]) -> Iterator[Tensor]:
-        """Yield each sample's prediction in learned units [variable, climate_time, geological_time, lev, lat, lon]."""
-        model.eval()
-        for start in range(0, len(samples), EVALUATION_BATCH):
-            yield from self._predict(self.world, model, scales, samples[start : start + EVALUATION_BATCH])
-
-    @torch.no_grad()
-    def _predict(self, world: World, model: nn.Module, scales: Scales, samples: Sequence[Sample]) -> Tensor:
-        """Return [sample, variable, climate_time, geological_time, lev, lat, lon] in learned units."""
-        batch = stack(world, samples, scales)
-        predicted = batch.last + self._changes(model, batch) * scales.change
-        return self._fixers(world, batch, predicted, scales)
-
-    def _scored(
-        self, scales: Scales, samples: Sequence[Sample], predictions: Sequence[Tensor], *, prefix: str, levels: bool
-    ) -> dict[str, float]:
-        scores = Scores(self.options.variables, self.world.area, scales)
-        for sample, prediction in zip(samples, predictions, strict=True):
-            scores.add(prediction, self.world.targets(sample), sample.scored)
-        physical = scores.physical(levels=levels)
-        return {f"{prefix}loss": scores.headline(), **{f"{prefix}rmse/{name}": v for name, v in physical.items()}}
-
-    def _baselines(self, statistics: Statistics) -> dict[str, Callable[[World, Sample], Tensor]]:
-        """Return the baselines that can be evaluated at this site, by name."""
-        found: dict[str, Callable[[World, Sample], Tensor]] = {"persistence": persistence}
-        if self.site.role == "train" and self.world.epochs > 1:
-            found["climatology"] = climatology
-        coefficients = pooled_ridge(statistics)
-        if coefficients is not None:
-            found["ridge"] = lambda world, sample: ridge(world, sample, coefficients)
-        return found
+        return self._objective.loss(world, scales, months, physics=world is not self._coarse)
 
     def samples_to_train_on(self) -> list[Sample]:
         """Return the samples that are not held out."""
@@ -326,23 +261,6 @@ class DatacubeEmulation(Task):
         if self.site.role == "evaluate":
             return all_samples(self.world.months, self.world.epochs, self.options)
         return held_out_samples(self.world.months, self.world.epochs, self.options, self.options.held_out_months)
-
-    def _check_length(self, world: World) -> None:
-        options = self.options
-        needed = options.months_in + options.months_out
-        shape = f"{self.site.name}: the cube has {world.epochs} epochs of {world.months} months"
-        if self.site.role == "evaluate":
-            if world.months < needed:
-                raise TooFewMonths(f"{shape}; {needed} months are needed for one sample (months_in + months_out)")
-            return
-        training = training_samples(world.months, world.epochs, options, options.held_out_months)
-        held_out = held_out_samples(world.months, world.epochs, options, options.held_out_months)
-        if not training or not held_out:
-            raise TooFewMonths(
-                f"{shape}, which leaves {len(training)} training and {len(held_out)} held-out samples with months_in = "
-                f"{options.months_in}, months_out = {options.months_out}, held_out_months = {options.held_out_months}; "
-                "lower one of them or give a longer cube"
-            )
 
 
 def _unit(world: World) -> str:

@@ -4,7 +4,7 @@ The ridge (Hoerl and Kennard 1970) regresses each level's changes on the same ce
 is fitted in closed form from normal equations that the sites add up, over the months that the network trains on.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +16,19 @@ from astrofed.shared.models.datacube_layout import VARIABLES
 
 GRAM, CROSS = "mean:ridge/gram", "mean:ridge/cross"
 PENALTY = 1e-3  # on standardised coefficients, for a mean squared error
+
+
+def known_baselines(
+    world: World, statistics: Mapping[str, NDArray[np.float64]], *, own_climate: bool
+) -> dict[str, Callable[[World, Sample], Tensor]]:
+    """Return the baselines that can be evaluated for a world, by name; its own climatology only with `own_climate`."""
+    found: dict[str, Callable[[World, Sample], Tensor]] = {"persistence": persistence}
+    if own_climate and world.epochs > 1:
+        found["climatology"] = climatology
+    coefficients = pooled_ridge(statistics)
+    if coefficients is not None:
+        found["ridge"] = lambda world, sample: ridge(world, sample, coefficients)
+    return found
 
 
 def persistence(world: World, sample: Sample) -> Tensor:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from astrofed.client.data.world import Cube
+from astrofed.client.site import Site
 from astrofed.client.tasks.datacube_scales import Scales, area_weights, learned_fields
 from astrofed.shared.errors import UserMistake
 from astrofed.shared.models.datacube_layout import GEOPOTENTIAL_UNIT, DatacubeLayout
@@ -62,6 +63,28 @@ def all_samples(months: int, epochs: int, layout: DatacubeLayout) -> list[Sample
     """Return every sample of a world that nothing was learned from, scored in all epochs."""
     span = tuple(range(epochs))
     return [Sample(target, span, span) for target in range(layout.months_in, months - layout.months_out + 1)]
+
+
+def check_length(world: "World", layout: DatacubeLayout, held_out: int, site: Site) -> None:
+    """Check that a site's world has months enough for its role, of which a training site holds out the last.
+
+    Raises:
+        TooFewMonths: it hasn't; the message says what there is and what is needed.
+    """
+    needed = layout.months_in + layout.months_out
+    shape = f"{site.name}: the cube has {world.epochs} epochs of {world.months} months"
+    if site.role == "evaluate":
+        if world.months < needed:
+            raise TooFewMonths(f"{shape}; {needed} months are needed for one sample (months_in + months_out)")
+        return
+    training = training_samples(world.months, world.epochs, layout, held_out)
+    kept = held_out_samples(world.months, world.epochs, layout, held_out)
+    if not training or not kept:
+        raise TooFewMonths(
+            f"{shape}, which leaves {len(training)} training and {len(kept)} held-out samples with months_in = "
+            f"{layout.months_in}, months_out = {layout.months_out}, held_out_months = {held_out}; "
+            "lower one of them or give a longer cube"
+        )
 
 
 class World:

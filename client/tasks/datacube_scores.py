@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from astrofed.client.tasks.datacube_samples import Sample, World
 from astrofed.client.tasks.datacube_scales import Scales, to_si
 from astrofed.shared.models.datacube_layout import VARIABLES
 
@@ -44,6 +45,17 @@ class Scores:
     def _mean_square(self, error: Tensor) -> Tensor:
         """[variable, climate_time, epoch, lev, lat, lon] -> [variable, lev], in double precision."""
         return (error.double().square() * self.area).mean(dim=(1, 2, 4, 5))
+
+
+def score(
+    world: World, scales: Scales, samples: Sequence[Sample], predictions: Sequence[Tensor], *, prefix: str, levels: bool
+) -> dict[str, float]:
+    """Return "loss" (`Scores.headline`) and "rmse/…" in SI of predictions, one a sample; `prefix` before each key."""
+    scores = Scores(world.layout.variables, world.area, scales)
+    for sample, prediction in zip(samples, predictions, strict=True):
+        scores.add(prediction, world.targets(sample), sample.scored)
+    physical = scores.physical(levels=levels)
+    return {f"{prefix}loss": scores.headline(), **{f"{prefix}rmse/{name}": v for name, v in physical.items()}}
 
 
 def area_loss(error: Tensor, area: Tensor) -> Tensor:

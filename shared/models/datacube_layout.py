@@ -5,15 +5,13 @@ State tensors are [batch, variable, climate_time, geological_time, lev, lat, lon
 [batch, forcing, geological_time, lev, lat, lon]: what is known beforehand about the target months.
 """
 
-import difflib
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
 
-from astrofed.shared import registry
-from astrofed.shared.plan import Plan, PlanError, Section, check_options
+from astrofed.shared.models.layout import Layout, check_names
 
 
 @dataclass(frozen=True)
@@ -86,8 +84,10 @@ GEOPOTENTIAL_UNIT = 1e4  # m2 s-2
 COORDINATES = tuple(FIXED_FORCING.index(name) for name in ("sine of latitude", "Coriolis parameter"))
 
 
-class DatacubeLayout(Section):
+class DatacubeLayout(Layout):
     """The keys of a plan's [task] section that fix the shapes of the network."""
+
+    for_tasks: ClassVar[str] = "tasks on datacubes; task {} is none"
 
     variables: Annotated[tuple[str, ...], Field(min_length=1)] = (
         "ta",
@@ -112,28 +112,8 @@ class DatacubeLayout(Section):
     @field_validator("variables")
     @classmethod
     def _known(cls, variables: tuple[str, ...]) -> tuple[str, ...]:
-        for name in variables:
-            if name not in VARIABLES:
-                near = difflib.get_close_matches(name, VARIABLES, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(VARIABLES)}"
-                raise ValueError(f"{name!r} is not known; {hint}")
-            if variables.count(name) > 1:
-                raise ValueError(f"{name!r} stands twice")
+        check_names(variables, VARIABLES)
         return variables
-
-    @classmethod
-    def of_plan(cls, plan: Plan) -> "DatacubeLayout":
-        """Return the options of the plan's task, which hold the layout.
-
-        Raises:
-            PlanError: the task's options hold no layout, or one of them is wrong.
-        """
-        options: type[Section] = registry.get("tasks", plan.task.name).Options
-        if not issubclass(options, DatacubeLayout):
-            raise PlanError(
-                f"model {plan.model.name!r} is for tasks on datacubes; task {plan.task.name!r} is none; change either"
-            )
-        return check_options(options, plan.task, "task")
 
     @property
     def forcings(self) -> int:

@@ -5,18 +5,17 @@ of that belt some months later, from whichever modalities are at hand: the atmos
 datacube), the planet's constants, the belt's emission spectrum, and the world's global means over the last months.
 """
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from astrofed.shared import registry
 from astrofed.shared.models.datacube_layout import VARIABLES
-from astrofed.shared.plan import Name, Plan, PlanError, Section, check_options
+from astrofed.shared.models.layout import Layout, check_names, nearest
+from astrofed.shared.plan import Name, Plan, PlanError
 
 MODALITIES = ("cube", "scalars", "spectrum", "series")
 
@@ -90,8 +89,10 @@ class Observations:
         return self.place, self.cube, self.scalars, self.spectrum, self.series, self.present
 
 
-class SurrogateLayout(Section):
+class SurrogateLayout(Layout):
     """The keys of a plan's [task] section that fix the shapes of the network and what is predicted."""
+
+    for_tasks: ClassVar[str] = "the task 'surrogate'; task {} has no modalities"
 
     variables: Annotated[tuple[str, ...], Field(min_length=1)] = ("ta", "hus", "ua", "va")
     """Volume variables of the cube that the network sees; no surface field, which would be the answer."""
@@ -110,13 +111,7 @@ class SurrogateLayout(Section):
     @classmethod
     def _volume(cls, variables: tuple[str, ...]) -> tuple[str, ...]:
         volume = [name for name, variable in VARIABLES.items() if variable.levels]
-        for name in variables:
-            if name not in volume:
-                near = difflib.get_close_matches(name, volume, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(volume)}"
-                raise ValueError(f"{name!r} is no variable with levels; {hint}")
-            if variables.count(name) > 1:
-                raise ValueError(f"{name!r} stands twice")
+        check_names(variables, volume, "is no variable with levels")
         return variables
 
     @field_validator("modalities")
@@ -125,33 +120,19 @@ class SurrogateLayout(Section):
         for site, names in modalities.items():
             if not names:
                 raise ValueError(f"{site!r} has none; leave the site out, or name at least one")
-            for name in names:
-                if name not in MODALITIES:
-                    near = difflib.get_close_matches(name, MODALITIES, n=1)
-                    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(MODALITIES)}"
-                    raise ValueError(f"{name!r} (of {site!r}) is not known; {hint}")
-                if names.count(name) > 1:
-                    raise ValueError(f"{name!r} stands twice (of {site!r})")
+            check_names(names, MODALITIES, of=f" (of {site!r})")
         return modalities
 
     @classmethod
-    def of_plan(cls, plan: Plan) -> "SurrogateLayout":
+    def of_plan(cls, plan: Plan) -> Self:
         """Return the options of the plan's task, which hold the layout.
 
         Raises:
-            PlanError: the task's options hold no layout, one of them is wrong, or a site is not in the plan.
+            PlanError: as of `Layout`; or a site is not in the plan.
         """
-        options: type[Section] = registry.get("tasks", plan.task.name).Options
-        if not issubclass(options, SurrogateLayout):
-            raise PlanError(
-                f"model {plan.model.name!r} is for the task 'surrogate'; task {plan.task.name!r} has no modalities; "
-                "change either"
-            )
-        layout = check_options(options, plan.task, "task")
+        layout = super().of_plan(plan)
         names = [participant.name for participant in plan.participants]
         for site in layout.modalities:
             if site not in names:
-                near = difflib.get_close_matches(site, names, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"they are: {', '.join(names)}"
-                raise PlanError(f"task.modalities: no participant is named {site!r}; {hint}")
+                raise PlanError(f"task.modalities: no participant is named {site!r}; {nearest(site, names)}")
         return layout

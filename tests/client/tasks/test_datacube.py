@@ -14,8 +14,9 @@ from astrofed.client.privacy.ledger import BudgetSpent
 from astrofed.client.privacy.refusals import WrongPrivacyUnit
 from astrofed.client.site import Site
 from astrofed.client.task import Statistics, Task, TrainInstruction
-from astrofed.client.tasks.datacube import BalancedInPrivate, DatacubeEmulation, LevelsDiffer
+from astrofed.client.tasks.datacube import DatacubeEmulation, LevelsDiffer
 from astrofed.client.tasks.datacube_batches import stack
+from astrofed.client.tasks.datacube_objective import BalancedInPrivate
 from astrofed.client.tasks.datacube_physics import FixerNotEvaluable
 from astrofed.client.tasks.datacube_samples import TooFewMonths, VariableNotInCube
 from astrofed.client.tasks.datacube_scales import ConstantVariable
