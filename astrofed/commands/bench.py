@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from astrofed.simulations.audit.result import AuditResult
     from astrofed.simulations.bench.aggregation_result import AggregationResult
     from astrofed.simulations.bench.model_result import ModelResult
-    from astrofed.simulations.bench.multimodal_result import MultimodalResult
     from astrofed.simulations.bench.privacy_result import PrivacyResult
     from astrofed.simulations.bench.robustness_table import RobustnessResult
     from astrofed.simulations.bench.utility import UtilityResult
@@ -128,7 +127,7 @@ def model(
     ] = False,
 ) -> None:
     """Measure the datacube network: physics, memory, ONNX, error beside a U-Net, roll-outs; about half an hour."""
-    result: ModelResult | MultimodalResult
+    result: ModelResult
     screen = console(as_json=as_json)
     with only_json(as_json):
         if multimodal:
