@@ -47,5 +47,5 @@ class Physics(Section):
     balance: Literal["fixed", "gradient"] = "fixed"
     """Whether a weight multiplies its residual's penalty as it is, or scaled so that the penalty's gradient by the
     prediction is as long as the error's."""
-    fixers: tuple[Literal["mass", "hydrostatic", "energy", "water"], ...] = ()
+    fixers: tuple[Literal["mass", "hydrostatic", "radiation", "energy", "water"], ...] = ()
     """What is corrected in every prediction, in training too, so that a constraint holds."""

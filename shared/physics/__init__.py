@@ -13,11 +13,11 @@ TOLERANCES = {
     # by up to 3e-4. The worlds' zg is integrated from their own ta and hus: 100 %; heights off by 20 m at random 14 to
     # 21 %.
     "hydrostatic": 1e-3,
-    # Divergence in units of 1e-5 s-1. Monthly means leave out the covariance of wind and surface pressure: the worlds
-    # have 80 to 99.6 % (mean 93 %); the same winds without vertical motion 67 to 77 %.
+    # Divergence in units of 1e-5 s-1. Monthly means leave out the covariance of wind and surface pressure (root mean
+    # square 0.02 to 0.04): the worlds have 98.4 to 99.4 %; the same winds without vertical motion 71 to 81 %.
     "mass-continuity": 0.1,
     # Temperature gradient in units of 1 K per 100 km. Weather that a month doesn't average out leaves root mean squares
-    # of 0.1 to 0.6: the worlds have 53 to 99 % (mean 83 %); winds with the opposite season's temperature 42 to 86 %
+    # of 0.1 to 0.6: the worlds have 54 to 99 % (mean 84 %); winds with the opposite season's temperature 42 to 86 %
     # (mean 66 %).
     "thermal-wind": 0.3,
     # Net flux over a quarter of the stellar flux (0.06 is about 20 W m-2). A month's imbalance holds that of the year

@@ -1,9 +1,11 @@
 """Fixers: corrections of one field, the carrier, after which a constraint holds; on SI fields, by name.
 
 "mass" scales surface pressure so that the dry mass is the known one. "hydrostatic" moves heights and temperatures to
-the nearest balanced ones. "energy" warms or cools the air evenly and "water" scales precipitation until the month's
-budget closes to within the constraint's tolerance: the GCM's own close no better, and nobody is asked for more. All are
-differentiable; none makes up a field that is missing. After NCAR's CREDIT (Schreck et al. 2025) and NVIDIA's makani.
+the nearest balanced ones. "radiation" shifts the outgoing longwave evenly until the net flux at the top is one that
+months of the shipped worlds have; roll-outs would drift away from it. "energy" warms or cools the air evenly and
+"water" scales precipitation until the month's budget closes to within the constraint's tolerance: the GCM's own close
+no better, and nobody is asked for more. All are differentiable; none makes up a field that is missing. After NCAR's
+CREDIT (Schreck et al. 2025) and NVIDIA's makani.
 """
 
 import difflib
@@ -17,20 +19,29 @@ from astrofed.shared.errors import UserMistake
 from astrofed.shared.physics import TOLERANCES
 from astrofed.shared.physics.budget import energy_budget_residual, water_residual
 from astrofed.shared.physics.constraints import NEEDS, NotEvaluable, State
+from astrofed.shared.physics.energy import energy_residual
 from astrofed.shared.physics.grid import Grid, step
 from astrofed.shared.physics.hydrostatic import virtual_temperature
 from astrofed.shared.physics.mass import dry_mass
 
-FIXERS = ("mass", "hydrostatic", "energy", "water")
+FIXERS = ("mass", "hydrostatic", "radiation", "energy", "water")
 """In the order in which they are applied: each leaves alone what those before it have mended."""
-_CONSTRAINT = {"mass": "dry-mass", "hydrostatic": "hydrostatic", "energy": "energy-budget", "water": "water"}
+_CONSTRAINT = {
+    "mass": "dry-mass",
+    "hydrostatic": "hydrostatic",
+    "radiation": "energy",
+    "energy": "energy-budget",
+    "water": "water",
+}
 CARRIERS: Mapping[str, tuple[str, ...]] = {
     "mass": ("ps",),
     "hydrostatic": ("zg", "ta"),
+    "radiation": ("rlut",),
     "energy": ("ta", "zg"),
     "water": ("pr",),
 }
 MARGIN = 0.9  # of the tolerance: what rounding does afterwards stays within it
+LARGEST_NET_FLUX = 0.08  # over a quarter of the stellar flux; the shipped worlds' own months reach 0.078
 TYPICAL_CHANGE = {"zg": 30.0, "ta": 2.0}  # m and K, of a month: a change of one costs as much as one of the other
 
 
@@ -80,6 +91,8 @@ def _unknown(name: str, state: State) -> str:
     """What a fixer has to know besides the fields and doesn't, or nothing."""
     if name == "mass" and state.dry_mass is None:
         return "needs the dry mass at another time"
+    if name == "radiation" and state.flux is None:
+        return "needs the stellar flux"
     if name in ("energy", "water"):
         needed = NEEDS[_CONSTRAINT[name]]
         if state.before is None or state.interval_s is None or not set(needed) <= set(state.before):
@@ -97,6 +110,9 @@ def _corrected(name: str, state: State, spreads: Mapping[str, Tensor] | None) ->
     if name == "hydrostatic":
         zg, ta = fix_hydrostatic(fields["zg"], fields["ta"], fields["hus"], grid, spreads or {})
         return {"zg": zg, "ta": ta}
+    if name == "radiation":
+        assert state.flux is not None
+        return {"rlut": fix_radiation(fields["rst"], fields["rlut"], state.flux, grid)}
     assert before is not None and interval is not None
     if name == "water":
         return {"pr": fix_water(fields, before, interval, grid)}
@@ -126,6 +142,16 @@ def fix_hydrostatic(
     column = torch.cat((zg, ta * factor), dim=-3)
     change = torch.einsum("ij,...jyx->...iyx", project, column)
     return zg + change[..., :levels, :, :], ta + change[..., levels:, :, :] / factor
+
+
+def fix_radiation(rst: Tensor, rlut: Tensor, flux: Tensor, grid: Grid) -> Tensor:
+    """Return rlut (W/m², positive downward) [..., lat, lon], shifted evenly until |N| ≤ LARGEST_NET_FLUX · S / 4.
+
+    N is the global mean of rst + rlut (W/m²), S the stellar flux `flux` (W/m²) [...].
+    """
+    net = energy_residual(rst, rlut, flux, grid)
+    excess = net - net.clamp(-LARGEST_NET_FLUX, LARGEST_NET_FLUX)
+    return rlut - (excess * flux / 4)[..., None, None]
 
 
 def fix_energy(

@@ -267,7 +267,7 @@ def test_with_vertical_motion_continuity_is_checked_level_by_level() -> None:
             prediction[:2] = prediction[:2].flip(-1)  # winds that fit nothing
         found.append(compliance_metrics(world, samples, predictions, with_data=False))
     scores = [metrics["physics/mass-continuity/compliance"] for metrics in found]
-    assert scores[0] > 0.99
+    assert scores[0] > 0.98
     assert scores[1] < 0.8
     assert scores[2] > 0.99
 

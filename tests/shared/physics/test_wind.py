@@ -66,11 +66,11 @@ def test_solid_body_rotation_over_mountains_is_in_balance(make_grid: Any, earth:
 
 def test_waves_are_in_balance_in_both_directions(make_grid: Any) -> None:
     errors = []
-    for n in (16, 32, 64):
+    for n in (8, 16, 32):
         grid = make_grid(lat=n, lon=2 * n)
-        errors.append(size(grid, thermal_wind_residual(*with_dry_air(waves(grid, 2 * n)), grid)).numpy())
-    assert (np.log2(np.divide(errors[:-1], errors[1:])) > 1.8).all()
-    assert errors[-1].max() < TOLERANCE / 50
+        errors.append(float(size(grid, thermal_wind_residual(*with_dry_air(waves(grid, 2 * n)), grid)).max()))
+    assert (np.log2(np.divide(errors[:-1], errors[1:])) > 4.5).all()
+    assert errors[-1] < TOLERANCE / 1000
 
 
 def with_dry_air(state: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, None, Tensor, Tensor, Tensor]:
@@ -146,5 +146,5 @@ def test_slowly_rotating_worlds_are_mostly_masked(make_grid: Any, earth: Planet)
         wind = 30.0 * (4 * grid.latitude).sin().square().expand(4, -1, 32)
         shares.append(float(geostrophic(wind, torch.zeros_like(wind), grid).double().mean()))
     assert shares == sorted(shares, reverse=True)
-    assert shares[0] > 0.5
+    assert shares[0] > 0.4
     assert shares[-1] == 0.0

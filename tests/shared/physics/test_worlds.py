@@ -19,11 +19,11 @@ from astrofed.simulations.bundled import bundled_names, resolve_bundled
 from astrofed.simulations.synthetic import synthetic_world
 
 WORLDS = [name.rpartition("/")[2] for name in bundled_names() if "/worlds/" in name.replace(":", "/")]
-# The least compliance of each constraint over the worlds' own months; the two exceptions rotate in 0.6 and 4 days.
-FLOORS = {"hydrostatic": 1.0, "mass-continuity": 0.9, "thermal-wind": 0.8, "energy": 0.85, "dry-mass": 0.9}
+# The least compliance of each constraint over the worlds' own months; the exception rotates in 0.6 days.
+FLOORS = {"hydrostatic": 1.0, "mass-continuity": 0.98, "thermal-wind": 0.8, "energy": 0.85, "dry-mass": 0.9}
 FLOORS |= {"water": 0.9, "energy-budget": 0.95, "static-stability": 0.98, "saturation": 0.94}
 KNOWN = tuple(FLOORS)  # no shipped world has density as a field of its own
-LOWER = {("w2_fast_ocean", "mass-continuity"): 0.78, ("w2_fast_ocean", "thermal-wind"): 0.5}
+LOWER = {("w2_fast_ocean", "thermal-wind"): 0.5}
 
 
 @cache
@@ -142,7 +142,10 @@ def test_another_planets_constants_break_hydrostatic_balance(name: str) -> None:
 
 
 def test_the_synthetic_world_is_balanced_by_construction() -> None:
-    """Hydrostatic, thermal wind and dry mass to rounding, far within the tolerances; it has no vertical motion."""
+    """Hydrostatic balance and dry mass to rounding; no vertical motion.
+
+    Its winds are taken from differences of second order.
+    """
     cube = synthetic_world(3, lev=8, lat=32, lon=32)
     fields = {name: torch.tensor(values).double() for name, values in cube.fields.items()}
     found = state(cube, fields)
@@ -157,6 +160,6 @@ def test_the_synthetic_world_is_balanced_by_construction() -> None:
         inside = asked[..., 1:-1, :] if asked.dim() > 2 else asked  # beside the poles its generator is of first order
         largest[constraint] = float(inside.max()) / TOLERANCES[constraint]
     assert largest["hydrostatic"] < 0.01
-    assert largest["thermal-wind"] < 0.05
+    assert largest["thermal-wind"] < 0.2
     assert largest["dry-mass"] < 0.01
     assert largest["static-stability"] == largest["saturation"] == 0.0

@@ -46,7 +46,7 @@ def test_the_peer_has_as_many_parameters_and_takes_the_same_tensors() -> None:
 
 def test_physics_is_the_only_difference_between_our_two() -> None:
     with_, without = plan_of(3, 2, physics=True), plan_of(3, 2, physics=False)
-    assert with_.physics.fixers == ("mass", "hydrostatic") and not without.physics.weights
+    assert with_.physics.fixers == ("mass", "hydrostatic", "radiation") and not without.physics.weights
     assert with_.model_copy(update={"physics": without.physics}) == without
     one, other = network(OURS, with_), network(PLAIN, without)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
