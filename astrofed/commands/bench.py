@@ -107,11 +107,12 @@ def modes(
     as_json: Json = False,
     meta: Annotated[bool, typer.Option("--meta", help="Only meta-learning.")] = False,
 ) -> None:
-    """Measure the modes: MAML on sinusoids, few-shot on unseen worlds, one participant beside Lightning, search."""
+    """Measure the modes: MAML on sinusoids, few-shot on unseen worlds, one beside Lightning, search, evolution."""
+    screen = console(as_json=as_json)
     with only_json(as_json):
         from astrofed.simulations.bench.modes import run_modes_bench
 
-        result = run_modes_bench(quick=quick, meta=meta)
+        result = run_modes_bench(quick=quick, meta=meta, done=lambda line: screen.print(line, markup=False))
     if as_json:
         print_json(result.to_dict())
     else:
