@@ -24,7 +24,7 @@ from astrofed.server.search.run import searched
 from astrofed.server.strategies.build import build_strategy
 from astrofed.shared.models.base import build_model
 from astrofed.shared.plan import Plan, plan_from_json
-from astrofed.shared.record import Enrolled, Round, Start
+from astrofed.shared.record import Enrolled, Quarantine, Round, Start
 
 SOFTWARE = ("astrofed", "flwr", "torch", "numpy")
 
@@ -120,17 +120,25 @@ def _train(grid: Grid, settings: Settings, observer: Observer) -> None:
     if record.start is None:
         record.append(start)
     else:
+        if settings.quorum is None:  # who is refused has said why, and that is not that its data are others
+            _check_all_enrolled(refused)
         roster = _as_begun(roster, everybody(record.start, record.rounds), settings)
         if record.start.initial_sha256 != begun.sha256:
             raise OtherPlan(f"{settings.out}: the run began with other weights; begin it anew")
-    if refused and (settings.quorum is None or len(roster.with_role("train")) < settings.quorum):
-        raise NotEnrolled("; ".join(f"{site.participant} can't take part: {site.reason}" for site in refused))
+    if settings.quorum is None or len(roster.with_role("train")) < settings.quorum:
+        _check_all_enrolled(refused)
     observer.started(plan, record.start or start)
     statistics = _statistics(grid, record, roster, begun.statistics)
     federation = Federation(grid, plan, record, roster, statistics, strategy, initial, observer)
     del initial  # the federation's, which lets go of it after the first round
     federation.run()
     save_arrays(record.folder / MODEL, federation.model)
+
+
+def _check_all_enrolled(refused: Sequence[Quarantine]) -> None:
+    """Raise NotEnrolled where somebody is refused."""
+    if refused:
+        raise NotEnrolled("; ".join(f"{site.participant} can't take part: {site.reason}" for site in refused))
 
 
 def _as_begun(roster: Roster, known: Sequence[Enrolled], settings: Settings) -> Roster:

@@ -80,7 +80,8 @@ def train_privately(
     with torch_seeded(instruction.seed) if draws else nullcontext():
         for _ in range(event.steps):
             chosen = np.flatnonzero(random.uniform(len(units)) < event.sample_rate)
-            for parameter, total in zip(optimizer.params, clipped_sum(model, units, chosen, clipping), strict=True):
+            sums = clipped_sum(model, units, chosen, clipping, optimizer.memory)
+            for parameter, total in zip(optimizer.params, sums, strict=True):
                 parameter.summed_grad = total
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -94,17 +95,27 @@ def train_privately(
         )
 
 
-def clipped_sum(model: nn.Module, units: Population, chosen: Chosen, clipping: Flat) -> list[Tensor]:
-    """Return, for each trainable parameter, the sum of the chosen units' gradients, each clipped; zeros for none."""
-    total: list[Tensor] = []
+def clipped_sum(
+    model: nn.Module, units: Population, chosen: Chosen, clipping: Flat, memory: Tensor | None = None
+) -> list[Tensor]:
+    """Return, for each trainable parameter, the sum of the chosen units' gradients, each clipped; zeros for none.
+
+    They lie one after the other in `memory` [number], by default in new memory.
+    """
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    counts = [weight.numel() for weight in weights]
+    memory = weights[0].new_zeros(sum(counts)) if memory is None else memory.zero_()
+    total = [part.view_as(weight) for part, weight in zip(memory.split(counts), weights, strict=True)]
     for gradients in units.gradients(model, chosen):
-        piece = gradients.weighted(clipping.factors(gradients.squares))
-        total = [own.add_(more) for own, more in zip(total, piece, strict=True)] if total else piece
-    return total or [torch.zeros_like(parameter) for parameter in model.parameters() if parameter.requires_grad]
+        gradients.add_weighted(clipping.factors(gradients.squares), total)
+    return total
 
 
 class _NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
-    """Opacus' optimiser for sums that are clipped already, with noise from our own generator."""
+    """Opacus' optimiser for sums that are clipped already, with noise from our own generator.
+
+    Each parameter's `summed_grad` is a part of `memory` [number], in which noise is added to all of them.
+    """
 
     def __init__(self, optimizer: torch.optim.Optimizer, mechanism: Mechanism, expected: float, random: Randomness):
         super().__init__(
@@ -114,17 +125,17 @@ class _NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
             expected_batch_size=expected,
         )
         self._clipping, self._random = mechanism.clipping, random
+        self.memory = self.params[0].new_zeros(sum(parameter.numel() for parameter in self.params))
 
     def accumulate(self) -> None:
         """Do nothing: sums over micro-batches lie in each parameter's `summed_grad` already."""
 
     def add_noise(self) -> None:
-        """Add noise to the sum of clipped gradients; the result lies in each parameter's `grad`."""
+        """Add noise to the sum of clipped gradients, where it lies; it then is each parameter's `grad`."""
         multiplier = self._clipping.noise_multiplier(self.noise_multiplier, self.expected_batch_size)
-        sums = [parameter.summed_grad for parameter in self.params]
-        noisy = self._random.all_hidden(sums, multiplier * self._clipping.norm)
-        for parameter, gradient in zip(self.params, noisy, strict=True):
-            parameter.grad = gradient
+        self._random.hide(self.memory, multiplier * self._clipping.norm)
+        for parameter in self.params:
+            parameter.grad = parameter.summed_grad
 
 
 def _optimizer(

@@ -5,7 +5,8 @@ the product of the two lengths, and a weighted sum of many is one matrix product
 out (Goodfellow 2015, arXiv:1510.01799; Bu et al. 2023, arXiv:2210.00038). That holds for a layer that a unit passes
 as one row. Where a unit passes it as several rows (tokens), terms may cancel and the same trick ("ghost norm") in
 float32 can find a norm far below that of the sum it bounds; there each unit's gradient is written out by one product
-of matrices, which is faster than having torch vectorise it. All that is not linear is vectorised and written out.
+of matrices, which is faster than having torch vectorise it, and let go again once its length is known where its factors
+are the smaller. All that is not linear is vectorised and written out.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from astrofed.client.privacy.gradients import (
     UnitLoss,
     Units,
     WrongUnitGradients,
+    add_rows,
     square_lengths,
     without,
 )
@@ -42,10 +44,12 @@ class Factored(Form):
 
     def numbers(self, model: nn.Module) -> int:
         """See `Form`."""
-        layers = [layer for layer, rows in zip(self._linear(model), self._layers.values(), strict=True) if rows == 1]
-        weights = sum(parameter.numel() for layer in layers for parameter in layer.parameters())
-        factors = sum(layer.in_features + layer.out_features for layer in layers)
-        return super().numbers(model) - weights + factors
+        saved = 0
+        for layer, rows in zip(self._linear(model), self._layers.values(), strict=True):
+            less = layer.weight.numel() - rows * (layer.in_features + layer.out_features)
+            bias = layer.out_features if layer.bias is not None else 0
+            saved += less + bias if rows == 1 else max(0, less)  # of one row, the bias' gradient is a factor already
+        return super().numbers(model) - saved
 
     def __call__(self, model: nn.Module, batch: Units, loss: UnitLoss) -> Gradients:
         """See `Form`."""
@@ -63,7 +67,7 @@ class Factored(Form):
                 if index in inputs or given.numel() != rows[index] * given.shape[-1]:
                     raise WrongUnitGradients(f"a unit passes layer {names[index]!r} more often than at first")
                 inputs[index] = given.reshape(rows[index], -1)
-                return output + taps[index].view_as(output)
+                return output.add_(taps[index].view_as(output))
 
             with _tapped(layers, tap):
                 value = functional_call(module, {f"model.{name}": p for name, p in rest.items()}, (alone,))
@@ -72,7 +76,8 @@ class Factored(Form):
             return value, [inputs[index] for index in range(len(layers))]
 
         count, dtype = len(batch[0]), next(model.parameters()).dtype
-        zeros = [torch.zeros(count, n, layer.out_features, dtype=dtype) for n, layer in zip(rows, layers, strict=True)]
+        zero = torch.zeros((), dtype=dtype)
+        zeros = [zero.expand(count, n, layer.out_features) for n, layer in zip(rows, layers, strict=True)]
         with torch.no_grad():
             per_unit = vmap(grad(one, argnums=(0, 1), has_aux=True), in_dims=(0, None, 0), randomness="different")
             (outputs, written), inputs = per_unit(zeros, rest, batch)
@@ -98,37 +103,46 @@ class _Factors:
         written: dict[str, Tensor],
     ) -> None:
         terms: dict[int, tuple[Tensor, Tensor | None]] = {}
+        lengths: dict[int, Tensor] = {}
         for layer, given, output in zip(layers, inputs, outputs, strict=True):
-            single = output.shape[1] == 1
-            weight = (output[:, 0], given[:, 0]) if single else (torch.bmm(output.transpose(1, 2), given), None)
-            terms[id(layer.weight)] = weight
+            terms[id(layer.weight)], lengths[id(layer.weight)] = _of_weight(given, output)
             if layer.bias is not None:
-                terms[id(layer.bias)] = (output[:, 0] if single else output.sum(dim=1), None)
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self._terms = [terms[id(p)] if id(p) in terms else (written[name], None) for name, p in named]
-        lengths = {id(t): _squares(t) for term in self._terms for t in term if t is not None}
-        columns = [lengths[id(a)] if b is None else lengths[id(a)] * lengths[id(b)] for a, b in self._terms]
+                terms[id(layer.bias)] = (output.sum(dim=1) if output.shape[1] > 1 else output[:, 0], None)
+        for name, parameter in model.named_parameters():
+            if name in written:
+                terms[id(parameter)] = (written[name], None)
+        named = [id(parameter) for parameter in model.parameters() if parameter.requires_grad]
+        self._terms = [terms[each] for each in named]
+        columns = [lengths[each] if each in lengths else square_lengths(terms[each][0]).double() for each in named]
         self.squares = torch.stack(columns, dim=1)
         finite = self.squares.isfinite().all(dim=1)
         if not bool(finite.all()):
             self.squares = without(self.squares, finite)
             self._terms = [(without(a, finite), None if b is None else without(b, finite)) for a, b in self._terms]
 
-    def weighted(self, factors: Tensor) -> list[Tensor]:
+    def add_weighted(self, factors: Tensor, totals: Sequence[Tensor]) -> None:
         """See `Gradients`."""
-        sums = []
-        for (output, given), exact in zip(self._terms, factors.unbind(1), strict=True):
-            factor = exact.to(output.dtype)
+        exact = factors.to(self._terms[0][0].dtype)
+        for total, (output, given), factor in zip(totals, self._terms, exact.unbind(1), strict=True):
             if given is None:
-                sums.append(torch.einsum("u,u...", factor, output))
+                add_rows(total, factor, output)
             else:
-                sums.append((output * factor[:, None]).T @ given)
-        return sums
+                total.addmm_((output * factor[:, None, None]).flatten(0, 1).T, given.flatten(0, 1))
+
+
+def _of_weight(given: Tensor, output: Tensor) -> tuple[tuple[Tensor, Tensor | None], Tensor]:
+    """Return a weight's gradients, as factors or written out, and their squared lengths [unit]."""
+    _, rows, columns = given.shape
+    if rows == 1:
+        return (output, given), _squares(output[:, 0]) * _squares(given[:, 0])
+    whole = torch.bmm(output.transpose(1, 2), given)
+    smaller = rows * (columns + output.shape[2]) < columns * output.shape[2]
+    return (output, given) if smaller else (whole, None), square_lengths(whole).double()
 
 
 def _squares(rows: Tensor) -> Tensor:
     """[unit] of [unit, …], in double precision: one factor of a product may be as short as the other is long."""
-    return square_lengths(rows.double() if rows.ndim == 2 else rows).double()
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
 
 
 def _passed_once(model: nn.Module, loss: UnitLoss, unit: Units) -> dict[str, int]:

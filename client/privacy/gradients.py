@@ -6,7 +6,7 @@ Which form a model takes is tried on the first units; each has to give what diff
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -33,8 +33,8 @@ class Gradients(Protocol):
         """[unit, parameter]: the squared length of each trainable parameter's gradient."""
         ...
 
-    def weighted(self, factors: Tensor) -> list[Tensor]:
-        """Return, for each trainable parameter, the sum of all units' gradients times `factors` [unit, parameter]."""
+    def add_weighted(self, factors: Tensor, totals: Sequence[Tensor]) -> None:
+        """Add all units' gradients times `factors` [unit, parameter] to `totals`, one for each trainable parameter."""
         ...
 
 
@@ -49,9 +49,10 @@ class WrittenOut:
             self.gradients = [without(g, finite) for g in gradients]
             self.squares = without(self.squares, finite)
 
-    def weighted(self, factors: Tensor) -> list[Tensor]:
+    def add_weighted(self, factors: Tensor, totals: Sequence[Tensor]) -> None:
         """See `Gradients`."""
-        return [torch.einsum("u,u...", f, g) for f, g in zip(factors.unbind(1), self.gradients, strict=True)]
+        for total, factor, rows in zip(totals, factors.unbind(1), self.gradients, strict=True):
+            add_rows(total, factor, rows)
 
 
 class Form(ABC):
@@ -123,6 +124,11 @@ def gradient(value: Tensor, weights: list[nn.Parameter]) -> list[Tensor]:
         return [torch.zeros_like(weight) for weight in weights]
     found = torch.autograd.grad(value, weights, allow_unused=True)
     return [torch.zeros_like(w) if g is None else g for g, w in zip(found, weights, strict=True)]
+
+
+def add_rows(total: Tensor, factor: Tensor, rows: Tensor) -> None:
+    """Add `rows` [unit, …] times `factor` [unit] to `total` […], which lies in one piece of memory."""
+    total.view(-1).addmv_(rows.reshape(len(rows), -1).T, factor.to(rows.dtype))
 
 
 def square_lengths(rows: Tensor) -> Tensor:

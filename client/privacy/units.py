@@ -28,6 +28,7 @@ from astrofed.client.privacy.gradients import (
 Chosen = NDArray[np.intp]
 P = TypeVar("P")
 IN_MEMORY = 256 * 2**20  # bytes of gradients at once, where the plan doesn't say how many units
+HALVES = 2**20  # bytes of layers' outputs; units that have twice as many are taken in two halves
 CLOSE = 1e-3  # relative; forms of gradients that differ by more are not of the same thing
 ROUNDING = 1e-6  # of the whole gradient: differences in one parameter that float32 makes
 
@@ -51,6 +52,7 @@ class Rows:
         """`micro_batch`: units whose gradients are taken at once."""
         self._tensors, self._loss, self._micro_batch = tensors, loss, micro_batch
         self._form: Form | None = None
+        self._outputs: int | None = None  # bytes that layers put out for one unit
 
     def __len__(self) -> int:
         return len(self._tensors[0])
@@ -60,10 +62,21 @@ class Rows:
         if not len(chosen):
             return
         form = self._form = self._form or cheapest_form(model, self._batch(chosen[:2]), self._loss)
-        fits = IN_MEMORY // max(1, form.numbers(model) * next(model.parameters()).element_size())
-        size = self._micro_batch or max(1, fits)
+        size = self._micro_batch or self._size(model, form, chosen)
         for start in range(0, len(chosen), size):
             yield form(model, self._batch(chosen[start : start + size]), self._loss)
+
+    def _size(self, model: nn.Module, form: Form, chosen: Chosen) -> int:
+        """Return how many units to take at once.
+
+        Vectorised, a network of convolutions takes about twice plain training's memory, and by halves about as much.
+        Halves take some more time, because each is begun anew; for small networks that is most of the time.
+        """
+        if self._outputs is None:
+            self._outputs = _outputs(model, self._batch(chosen[:1]), self._loss)
+        fits = max(1, IN_MEMORY // max(1, form.numbers(model) * next(model.parameters()).element_size()))
+        half = -(-len(chosen) // 2) if len(chosen) * self._outputs >= 2 * HALVES else len(chosen)
+        return min(fits, half)
 
     def _batch(self, chosen: Chosen) -> Units:
         rows = torch.from_numpy(chosen)
@@ -109,6 +122,23 @@ def cheapest_form(model: nn.Module, batch: Units, loss: UnitLoss) -> Form:
     return OneByOne()
 
 
+def _outputs(model: nn.Module, unit: Units, loss: UnitLoss) -> int:
+    """Return how many bytes the innermost layers put out for one unit [1, …]."""
+    found = 0
+
+    def count(_: nn.Module, __: object, output: object) -> None:
+        nonlocal found
+        found += output.nbytes if isinstance(output, Tensor) else 0
+
+    handles = [layer.register_forward_hook(count) for layer in model.modules() if not list(layer.children())]
+    try:
+        loss(model, unit)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
 def padded(keys: NDArray[np.str_]) -> tuple[Tensor, Tensor]:
     """Return [unit, sample] which rows belong to each of the units that `keys` [row] names, and which of them count.
 
@@ -135,7 +165,9 @@ def _agrees(form: Form, model: nn.Module, few: Units, loss: UnitLoss) -> bool:
             module.training = mode
     first = torch.zeros_like(found.squares)
     first[0] = 1.0
-    pairs = [(own, right[0]) for own, right in zip(found.weighted(first), alone.gradients, strict=True)]
+    sums = [torch.zeros_like(right[0]) for right in alone.gradients]
+    found.add_weighted(first, sums)
+    pairs = [(own, right[0]) for own, right in zip(sums, alone.gradients, strict=True)]
     whole = float(torch.stack([right.norm() for _, right in pairs]).norm())
     # A key's bias in attention has a gradient of zero, of which only rounding is left, in each form another.
     return all(float((own - right).norm()) <= CLOSE * float(right.norm()) + ROUNDING * whole for own, right in pairs)

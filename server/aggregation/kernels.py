@@ -9,9 +9,8 @@ import hashlib
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-import numba
 import numpy as np
 
 from astrofed.server.aggregation import order, vectors, vectors_sorting
@@ -29,6 +28,7 @@ from astrofed.server.aggregation.vectors import (
     squares_within,
 )
 from astrofed.server.aggregation.vectors_sorting import exchange, load_block, sort_few, sort_mixed
+from astrofed.shared import compiling
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 ROWS = 10  # read side by side: of more, the machine does not foresee what is read next
@@ -44,15 +44,8 @@ _TAKEN_OVER = hashlib.sha256(
 
 
 def compiled(function: FunctionT, **options: Any) -> FunctionT:
-    """Compile without the interpreter's lock; kept on disk where some folder can be written."""
-    try:
-        made = numba.njit(nogil=True, cache=True, **options)(function)
-    except RuntimeError:  # neither the package's folder nor the user's cache can be written
-        return cast(FunctionT, numba.njit(nogil=True, **options)(function))
-    index: Any = getattr(getattr(made, "_cache", None), "_cache_file", None)
-    if hasattr(index, "_source_stamp"):  # numba looks at this file's date alone, not at the instructions taken over
-        index._source_stamp = (index._source_stamp, _TAKEN_OVER)
-    return cast(FunctionT, made)
+    """Compile; kept on disk until this file or the instructions that it takes over change."""
+    return compiling.compiled(function, _TAKEN_OVER, **options)
 
 
 def summing(function: FunctionT) -> FunctionT:

@@ -5,7 +5,9 @@ mechanism on a Poisson sample of participants. "tree": a whole tree is one Gauss
 participant is part of one round in it and so of `height` nodes (`tree.py`).
 
 A round that is repeated after a crash is charged again, since its noise is drawn anew; so is a tree that was cut short.
-The account is a file of the run's folder, chained, its length and last hash in each round of the record.
+The account is a file of the run's folder, chained, its length and last hash in each round of the record. A copy of the
+folder draws other noise for the same rounds, and neither of the two would count what the other releases: so each charge
+names its file (by inode), and a copy is refused. Who puts an older folder back in place is not found.
 """
 
 import hashlib
@@ -30,12 +32,17 @@ class AccountBroken(UserMistake):
     """The account of central privacy was cut, edited or lost; without it nothing more may be released."""
 
 
+class AccountCopied(UserMistake):
+    """The account is a copy: what the original releases would not be counted here."""
+
+
 class Charge(BaseModel):
     """One line of the account."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     previous: str  # SHA-256 of the line before, "" at first
+    inode: int  # of the file that it stands in
     round: int
     noise_multiplier: float  # as the plan means it: on one round's sum, or on one node's
     event_noise: float  # the same charge as one Gaussian mechanism
@@ -87,13 +94,15 @@ class CentralAccount:
 
         Raises:
             AccountBroken: it was cut, edited or lost.
+            AccountCopied: it is a copy of another run's.
         """
         self._path, self._section, self._rounds = folder / FILE, section, rounds
         self._price = Price(section)
         lines = self._path.read_bytes().split(b"\n")[:-1] if self._path.exists() else []  # a torn end was never used
-        if self._path.exists() and (whole := sum(len(line) + 1 for line in lines)) < self._path.stat().st_size:
+        self._size = sum(len(line) + 1 for line in lines)
+        if self._path.exists() and self._size < self._path.stat().st_size:
             with self._path.open("r+b") as file:
-                file.truncate(whole)
+                file.truncate(self._size)
         self._charges = [self._read(line) for line in lines]
         hashes = ["", *(hashlib.sha256(line).hexdigest() for line in lines)]
         if [charge.previous for charge in self._charges] != hashes[:-1]:
@@ -102,6 +111,13 @@ class CentralAccount:
             raise AccountBroken(
                 f"{self._path} does not hold the {last.charges} charges that the record counts: it was cut, edited or "
                 "lost; put the right file back, or begin the run anew"
+            )
+        if self._charges and self._charges[-1].inode != self._path.stat().st_ino:
+            raise AccountCopied(
+                f"{self._path} is not the file that was charged but a copy of it. Resumed here, the run would draw "
+                "noise anew for rounds that the original may release too, and neither would count the other's: resume "
+                "the original folder, which may be moved within its file system, or begin the run anew with another "
+                "--out"
             )
         self._last = hashes[-1]
         self._noise: float | None = None
@@ -113,13 +129,17 @@ class CentralAccount:
 
         Raises:
             BudgetUnreachable: no noise is enough for the rounds to come after what was spent.
+            AccountBroken: another process charges here too.
             CannotWrite: nothing is charged, and nothing may be released.
         """
+        self._check_alone()
         if self._noise is None:
             self._noise = self._price.noise(max(self._rounds - round_number + 1, 1), self._events())
         event = self._price.event(self._noise)
+        self._path.touch()
         charge = Charge(
             previous=self._last,
+            inode=self._path.stat().st_ino,
             round=round_number,
             noise_multiplier=self._noise,
             event_noise=event.noise_multiplier,
@@ -128,6 +148,7 @@ class CentralAccount:
         line = charge.model_dump_json().encode()
         append_line(self._path, line)
         self._charges.append(charge)
+        self._size += len(line) + 1
         self._last = hashlib.sha256(line).hexdigest()
         return self._noise
 
@@ -141,6 +162,14 @@ class CentralAccount:
             charges=len(self._charges),
             charges_sha256=self._last,
         )
+
+    def _check_alone(self) -> None:
+        found = self._path.stat().st_size if self._path.exists() else 0
+        if found != self._size:
+            raise AccountBroken(
+                f"{self._path} has {found} bytes, this process wrote or read {self._size}: another process runs the "
+                "same folder; stop one of them, then resume"
+            )
 
     def _events(self) -> list[Event]:
         return [Event(charge.event_noise, charge.sample_rate, 1) for charge in self._charges]

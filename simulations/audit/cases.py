@@ -4,11 +4,14 @@ What the audit is given is what leaves a site: the model after each round.
 """
 
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from astrofed.client.privacy.protection import Protection
@@ -37,6 +40,7 @@ class Case:
     layers: int = 1
     samples: int = 1  # that each unit holds
     replay: bool = False  # also train on no data at all, and see what that leaves of the change
+    loader: bool = False  # look for each unit only in the steps in which a data loader with a known seed would draw it
 
     @property
     def canaries(self) -> int:
@@ -47,23 +51,41 @@ class Case:
         """Return the plan of a training on so many units."""
         size = max(1, round(self.batch * units))
         return audit_plan(
-            training={"optimizer": "sgd", "learning_rate": 1.0, "batch_size": size, "epochs": self.epochs},
+            training={
+                "optimizer": "sgd",
+                "learning_rate": 1.0,
+                "batch_size": size,
+                "epochs": self.epochs,
+                "max_steps": 1 if self.loader else None,
+            },
             privacy={"epsilon": self.epsilon, "delta": DELTA, "clipping": self.clipping},
             rounds=self.rounds,
         )
 
+    def find(self, seed: int) -> "Finding":
+        """Train, guess, and return what was found; `seed` is of the canaries' coins alone."""
+        canaries = Canaries(self.side, self.samples, coins(self.canaries, seed))
+        change, accounted = self._change(canaries.population())
+        if self.replay:
+            absent = replace(canaries, present=np.zeros_like(canaries.present)).population()
+            idle, _ = self._change(absent)
+            change = [own - other for own, other in zip(change, idle, strict=True)]
+        return Finding(self.name, self.canaries, accounted, bound(canaries.scores(change), canaries.present, DELTA))
 
-CASES = (
-    Case("one step on all units", 1.0),
-    Case("one step on all units", 4.0),
-    Case("one step on all units", 8.0),
-    Case("5 rounds of 10 steps on a tenth", 1.0, rounds=5, batch=0.1),
-    Case("5 rounds of 10 steps on a tenth", 4.0, rounds=5, batch=0.1),
-    Case("per-layer clipping, 9 layers", 4.0, side=96, clipping="per-layer", layers=9),
-    Case("adaptive clipping", 4.0, rounds=5, batch=0.1, clipping="adaptive"),
-    Case("units of 8 samples", 2.0, side=48, samples=8),
-    Case("beside a replay without data", 4.0, rounds=3, replay=True),
-)
+    def _change(self, population: Population) -> "tuple[list[Tensor], Epsilon]":
+        """Return how far a training moves each layer, in the steps that are looked at, and what the ledger says."""
+        model, plan = Parallel(self.side, self.layers), self.plan(len(population))
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        change = [torch.zeros_like(each) for each in before]
+        told = 0.0
+        for step, told in enumerate(rounds_audited(model, population, plan)):  # noqa: B007 - the last one counts
+            for total, then, now in zip(change, before, model.parameters(), strict=True):
+                moved = now.detach() - then
+                if self.loader:
+                    moved *= torch.from_numpy(drawn_by_loader(self.canaries, self.batch, step).reshape(moved.shape))
+                total += moved
+                then.copy_(now.detach())
+        return change, told
 
 
 @dataclass(frozen=True)
@@ -79,30 +101,6 @@ class Finding:
     def sound(self) -> bool:
         """Whether what was measured does not contradict the ledger."""
         return self.measured.epsilon <= self.accounted
-
-
-def small(case: Case) -> Case:
-    """Return a case with fewer canaries, for a quick look: bounds get weaker."""
-    return replace(case, side=case.side // 2)
-
-
-def audit(case: Case, seed: int) -> Finding:
-    """Train, guess, and return what was found; `seed` is of the canaries' coins alone."""
-    canaries = Canaries(case.side, case.samples, coins(case.canaries, seed))
-    population = canaries.population()
-    change, accounted = _change(case, population)
-    if case.replay:
-        absent = replace(canaries, present=np.zeros_like(canaries.present)).population()
-        idle, _ = _change(case, absent)
-        change = [own - other for own, other in zip(change, idle, strict=True)]
-    return Finding(case.name, case.canaries, accounted, bound(canaries.scores(change), canaries.present, DELTA))
-
-
-def _change(case: Case, population: Population) -> tuple[list[Tensor], Epsilon]:
-    model = Parallel(case.side, case.layers)
-    before = [parameter.detach().clone() for parameter in model.parameters()]
-    accounted = train_audited(model, population, case.plan(len(population)))
-    return [now.detach() - then for now, then in zip(model.parameters(), before, strict=True)], accounted
 
 
 def audit_plan(training: dict[str, Any], privacy: dict[str, Any] | None, rounds: int) -> Plan:
@@ -122,12 +120,34 @@ def audit_plan(training: dict[str, Any], privacy: dict[str, Any] | None, rounds:
 
 def train_audited(model: nn.Module, population: Population, plan: Plan) -> Epsilon:
     """Train `model` in place as a site does, on a ledger of its own, and return the epsilon that this tells."""
+    return list(rounds_audited(model, population, plan))[-1]
+
+
+def rounds_audited(model: nn.Module, population: Population, plan: Plan) -> Iterator[Epsilon]:
+    """Train as `train_audited`, and give the epsilon after each round, when the model leaves."""
     with tempfile.TemporaryDirectory(prefix="astrofed-audit-") as home:
         site = Site("audited", Path("canaries"), home=Path(home))
         protection = Protection(plan, site, "0" * 64, "canary", len(population))
-        told = [protection.train(model, population, TrainInstruction(number, 0)) for number in _rounds(plan)]
-    return told[-1]["epsilon"]
+        for number in range(1, plan.rounds + 1):
+            yield protection.train(model, population, TrainInstruction(number, 0))["epsilon"]
 
 
-def _rounds(plan: Plan) -> range:
-    return range(1, plan.rounds + 1)
+def drawn_by_loader(units: int, share: float, step: int) -> NDArray[np.bool_]:
+    """Return [unit] who is in a step's batch where a data loader with a known seed shuffles all units once an epoch."""
+    batches = round(1 / share)
+    epoch, batch = divmod(step, batches)
+    return np.random.default_rng(epoch).permutation(units) % batches == batch
+
+
+CASES = (
+    Case("one step on all units", 1.0),
+    Case("one step on all units", 4.0),
+    Case("one step on all units", 8.0),
+    Case("5 rounds of 10 steps on a tenth", 1.0, rounds=5, batch=0.1),
+    Case("5 rounds of 10 steps on a tenth", 4.0, rounds=5, batch=0.1),
+    Case("per-layer clipping, 9 layers", 4.0, side=96, clipping="per-layer", layers=9),
+    Case("adaptive clipping", 4.0, rounds=5, batch=0.1, clipping="adaptive"),
+    Case("units of 8 samples", 2.0, side=48, samples=8),
+    Case("beside a replay without data", 4.0, rounds=3, replay=True),
+    Case("40 steps on a fortieth, its batches guessed", 1.0, rounds=40, batch=0.025, loader=True),
+)

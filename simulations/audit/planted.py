@@ -3,7 +3,7 @@
 They are put into this process's copy of the product's own code; nothing outside of a bench or a test uses them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from astrofed.client.privacy import clipping, dpsgd, protection, units
+from astrofed.server.privacy import mechanisms
+from astrofed.server.privacy.bounded import Sums
+from astrofed.server.strategies import central
 from astrofed.shared.privacy.noise import Randomness, UnsafeSeededRandomness
-from astrofed.simulations.audit.cases import Case
+from astrofed.simulations.audit.cases import Case, drawn_by_loader
+from astrofed.simulations.audit.central import CentralCase
 
-_hidden, _train = Randomness.all_hidden, dpsgd.train_privately
+_hide, _train = Randomness.hide, dpsgd.train_privately
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Planted:
     where: Any  # class or module
     attribute: str
     wrong: Any
-    case: Case
+    case: Case | CentralCase
 
     @contextmanager
     def planted(self) -> Iterator[None]:
@@ -38,19 +42,18 @@ class Planted:
             yield
 
 
-def _no_noise(random: Randomness, values: Sequence[Tensor], deviation: float) -> list[Tensor]:
-    return [value.clone() for value in values]
+def _no_noise(random: Randomness, values: Tensor, deviation: float) -> None:
+    pass
 
 
-def _quarter(random: Randomness, values: Sequence[Tensor], deviation: float) -> list[Tensor]:
-    return _hidden(random, values, deviation / 4)
+def _quarter(random: Randomness, values: Tensor, deviation: float) -> None:
+    _hide(random, values, deviation / 4)
 
 
 def _first_norms_noise(optimizer: Any) -> None:
-    sums = [parameter.summed_grad for parameter in optimizer.params]
-    noisy = optimizer._random.all_hidden(sums, optimizer.noise_multiplier * optimizer.max_grad_norm)
-    for parameter, gradient in zip(optimizer.params, noisy, strict=True):
-        parameter.grad = gradient
+    optimizer._random.hide(optimizer.memory, optimizer.noise_multiplier * optimizer.max_grad_norm)
+    for parameter in optimizer.params:
+        parameter.grad = parameter.summed_grad
 
 
 def _unclipped(own: clipping.Flat, squares: Tensor) -> Tensor:
@@ -74,12 +77,37 @@ def _nine_times(*arguments: Any) -> None:
         _train(*arguments)
 
 
+class _Loader:
+    """Draws batches as a data loader with a known seed does, in the place of Poisson sampling; one step a call."""
+
+    def __init__(self, share: float) -> None:
+        self._share, self._step = share, 0
+
+    def __call__(self, count: int) -> NDArray[np.float64]:
+        drawn = drawn_by_loader(count, self._share, self._step % round(1 / self._share))
+        self._step += 1
+        return np.where(drawn, 0.0, 1.0)
+
+
+def _bare(own: mechanisms.Independent, total: Sums, deviation: float) -> Sums:
+    return total
+
+
+def _unclipped_sum(reference: Mapping[str, Any], replies: Sequence[Any], norm: float) -> tuple[Sums, int]:
+    return {name: sum(own[name] - old for own in replies) for name, old in reference.items()}, 0
+
+
+def _all_asked(nodes: Sequence[int], *_: object) -> list[int]:
+    return list(nodes)
+
+
 _seeded: Callable[[], Randomness] = lambda: UnsafeSeededRandomness(7)  # noqa: E731 - in the place of a class
 
 ONCE, OFTEN = Case("one step on all units", 2.0), Case("5 rounds of 10 steps on a tenth", 1.0, rounds=5, batch=0.1)
+SAMPLED = CentralCase("5 rounds of a tenth", 1.0, side=48, rounds=5, settings={"sampling_rate": 0.1})
 PLANTED = (
-    Planted("noise off", Randomness, "all_hidden", _no_noise, ONCE),
-    Planted("a quarter of the noise", Randomness, "all_hidden", _quarter, ONCE),
+    Planted("noise off", Randomness, "hide", _no_noise, ONCE),
+    Planted("a quarter of the noise", Randomness, "hide", _quarter, ONCE),
     Planted("clipping off", clipping.Flat, "factors", _unclipped, ONCE),
     Planted(
         "each of 9 layers clipped to the whole norm",
@@ -97,6 +125,16 @@ PLANTED = (
     ),
     Planted("unit too fine: a sample", units, "padded", _each_sample, Case("8 samples", 2.0, side=48, samples=8)),
     Planted("all units in every step", Randomness, "uniform", _everyone, OFTEN),
+    Planted(
+        "batches of a shuffled data loader, a Poisson sample's price",
+        Randomness,
+        "uniform",
+        _Loader(0.025),
+        Case("40 steps on a fortieth", 1.0, rounds=40, batch=0.025, loader=True),
+    ),
     Planted("trained nine times, charged once", protection, "train_privately", _nine_times, ONCE),
     Planted("noise from a known seed", dpsgd, "Randomness", _seeded, Case("replay", 2.0, rounds=3, replay=True)),
+    Planted("central: noise off", mechanisms.Independent, "__call__", _bare, CentralCase("one round", 2.0)),
+    Planted("central: clipping off", central, "clipped_sum", _unclipped_sum, CentralCase("one round", 2.0)),
+    Planted("central: everyone asked, a tenth charged", central, "asked", _all_asked, SAMPLED),
 )

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from astrofed.simulations.audit.bound import CONFIDENCE
-from astrofed.simulations.audit.cases import CASES, DELTA, Finding, audit, small
+from astrofed.simulations.audit.cases import CASES, DELTA, Finding
+from astrofed.simulations.audit.central import CENTRAL_CASES
 from astrofed.simulations.audit.membership import Attack, attack
 from astrofed.simulations.audit.planted import PLANTED
 from astrofed.simulations.bench.result import Machine, Target, this_machine, verdict
@@ -87,13 +88,13 @@ def run_audit(quick: bool, seed: int = 1, done: Callable[[str], None] = lambda _
     torch.set_num_threads(1)
     try:
         honest = []
-        for case in CASES:
-            honest.append(audit(small(case) if quick else case, seed))
+        for case in (*CASES, *CENTRAL_CASES):
+            honest.append((replace(case, side=case.side // 2) if quick else case).find(seed))
             done(f"{case.name}: {honest[-1].measured.epsilon:.3f} of {honest[-1].accounted:.3f}")
         planted = []
         for bug in PLANTED:
             with bug.planted():
-                planted.append((bug.name, audit(bug.case, seed)))
+                planted.append((bug.name, bug.case.find(seed)))
             done(f"bug: {bug.name}: {planted[-1][1].measured.epsilon:.3f} of {planted[-1][1].accounted:.3f}")
         attacks = tuple(attack(epsilon, seed) for epsilon in ((None, 8.0) if quick else (None, 8.0, 1.0)))
     finally:

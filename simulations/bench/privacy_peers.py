@@ -1,7 +1,8 @@
 """One step of training in each way that is compared: plain SGD, ours, and Opacus in four modes, all on a whole batch.
 
 Opacus is given its batch as it is, without its data loader, and draws noise from torch's generator, which is not
-cryptographic; ours samples, draws from ChaCha20 and rounds to a grid.
+cryptographic; ours samples, draws from ChaCha20 and rounds to a grid. Every way lets its gradients go after each step,
+so that they are part of what a step takes in memory.
 """
 
 import warnings
@@ -42,9 +43,9 @@ def plain(work: Work) -> Steps:
 
     def steps(count: int) -> None:
         for _ in range(count):
-            optimizer.zero_grad(set_to_none=True)
             work.loss(model, work.batch).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
     return steps
 
@@ -77,10 +78,10 @@ def opacus(work: Work, model: nn.Module, mode: str, noise: float = 1.0) -> Steps
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for _ in range(count):
-                optimizer.zero_grad()
                 output = wrapped(*work.batch[:-1])
                 (criterion or work.criterion)(output, work.batch[-1]).backward()
                 optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
 
     return steps
 

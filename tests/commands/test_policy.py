@@ -11,6 +11,7 @@ import tomli_w
 from astrofed.client.data.table import read_table
 from astrofed.client.policy import Policy
 from astrofed.client.privacy.ledger import Expense, Ledger
+from astrofed.client.service.setup import make_home
 from astrofed.shared.privacy.accounting import epsilon
 from astrofed.shared.privacy.events import Event
 from astrofed.simulations.bundled import resolve_bundled
@@ -115,3 +116,24 @@ def test_a_simulated_participant_may_have_a_policy_of_its_own(
     strict = write(tmp_path / "strict", epsilon=1.0)
     code, _, error = astrofed("simulate", plan, "--set", f"participants.keck.policy={strict / 'policy.toml'}")
     assert code == 2 and "keck" in error and "epsilon 4 is asked for, at most 1 is allowed" in error
+
+
+def test_without_a_plan_the_home_is_looked_at_line_by_line(astrofed: Command, tmp_path: Path) -> None:
+    code, out, _ = astrofed("client", "check", "--home", tmp_path)
+    assert code == 2 and out.startswith("MEND site.toml:") and "astrofed client init" in out
+    list(make_home(tmp_path / "home", "keck", "ops", {"planets": resolve_bundled("planets/keck")}))
+    code, out, _ = astrofed("client", "check", "--home", tmp_path / "home", "--json")
+    found = json.loads(out)
+    assert code == 2 and found["ready"] is False and found["home"][0] == {
+        "what": "site.toml", "ok": True, "says": "site 'keck', datasets planets"}  # fmt: skip
+    assert [each["what"] for each in found["home"] if not each["ok"]] == ["welcome.json", "policy.toml"]
+
+
+def test_a_home_says_which_site_and_which_data_a_plan_means(astrofed: Command, tmp_path: Path, plan: Path) -> None:
+    home = tmp_path / "home"
+    list(make_home(home, "keck", "ops", {"planets": resolve_bundled("planets/keck")}))
+    write(home)
+    code, out, _ = astrofed("client", "check", plan, "--home", home, "--set", "participants.keck.data=planets")
+    assert "MEND welcome.json" in out and "it would take part" in out and code == 2
+    code, _, error = astrofed("client", "check", plan, "--home", home, "--set", "participants.keck.data=other")
+    assert code == 2 and "no dataset 'other'" in error

@@ -1,13 +1,14 @@
 """A federation with differential privacy at the server: what the record says, hides, and keeps over a stop."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from astrofed.server.federation import Interrupted
-from astrofed.server.privacy.accounting import FILE, CentralAccount
+from astrofed.server.privacy.accounting import FILE, AccountCopied, CentralAccount
 from astrofed.server.privacy.participation import OPERATORS
 from astrofed.server.record import LINES, read_record, verify_run
 from astrofed.shared.plan import Plan, load_plan
@@ -77,6 +78,17 @@ def test_a_run_that_was_stopped_goes_on_with_what_it_has_spent(tmp_path: Path, c
     assert spent.charges == 5 and before.epsilon < spent.epsilon <= 8.0
     assert spent.noise_multiplier > before.noise_multiplier
     assert len((out / FILE).read_text().splitlines()) == 5
+
+
+def test_a_copied_run_releases_nothing_more(tmp_path: Path, central: dict[str, Any]) -> None:
+    """Its sites draw nothing from the run's seed: noise and sampling would be fresh, and charged in one copy alone."""
+    with pytest.raises(Interrupted):
+        simulate(central, out=tmp_path / "run", observer=StopsAfter(2))
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    with pytest.raises(AccountCopied, match="neither would count the other's"):
+        simulate(central, out=tmp_path / "copy", resume=True)
+    assert len(read_record(tmp_path / "copy")[1]) == 3  # with round 0
+    assert simulate(central, out=tmp_path / "run", resume=True).central_privacy is not None
 
 
 def test_worlds_use_public_scales_under_central_privacy(tmp_path: Path) -> None:

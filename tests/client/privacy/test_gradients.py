@@ -12,7 +12,15 @@ from torch.func import functional_call, grad
 from astrofed.client.privacy import gradients
 from astrofed.client.privacy import units as units_
 from astrofed.client.privacy.factored import Factored
-from astrofed.client.privacy.gradients import OneByOne, Together, Units, WrittenOut, WrongUnitGradients, unit_gradients
+from astrofed.client.privacy.gradients import (
+    Gradients,
+    OneByOne,
+    Together,
+    Units,
+    WrittenOut,
+    WrongUnitGradients,
+    unit_gradients,
+)
 from astrofed.client.privacy.units import Rows, cheapest_form
 from astrofed.client.tasks.datacube_batches import Batch, stack
 from astrofed.client.tasks.datacube_physics import PhysicsTerm
@@ -191,6 +199,12 @@ def looped(model: nn.Module, units: Units, loss: Loss) -> list[list[Tensor]]:
     return found
 
 
+def weighted(found: Gradients, factors: Tensor, model: nn.Module) -> list[Tensor]:
+    totals = [torch.zeros_like(parameter) for parameter in model.parameters() if parameter.requires_grad]
+    found.add_weighted(factors, totals)
+    return totals
+
+
 def relative(found: list[Tensor], expected: list[Tensor]) -> float:
     whole = torch.stack([each.norm() for each in expected]).norm()
     return float(torch.stack([(a - b).norm() for a, b in zip(found, expected, strict=True)]).norm() / whole)
@@ -209,7 +223,7 @@ def test_each_units_gradient_is_that_of_a_loop_whatever_others_are_in_the_batch(
         for index in range(count):
             one = torch.zeros_like(found.squares)
             one[index] = 1.0
-            assert relative(found.weighted(one), expected[index]) <= (1e-5 if dtype is torch.float32 else 1e-12)
+            assert relative(weighted(found, one, model), expected[index]) <= (1e-5 if dtype is torch.float32 else 1e-12)
             lengths = torch.stack([gradient.square().sum() for gradient in expected[index]])
             squares = found.squares[index].to(dtype)
             torch.testing.assert_close(squares, lengths, rtol=1e-4, atol=1e-5 * float(lengths.sum()))
@@ -223,7 +237,7 @@ def test_micro_batches_hold_every_chosen_unit_once(case: str, micro_batch: int |
     expected = [sum(each[1:], each[0]) for each in zip(*(looped(model, units, loss)[i] for i in chosen), strict=True)]
     parts = list(Rows(units, loss, micro_batch).gradients(model, chosen))
     assert [len(part.squares) for part in parts] == ([1, 1] if micro_batch == 1 else [2])
-    sums = [part.weighted(torch.ones_like(part.squares)) for part in parts]
+    sums = [weighted(part, torch.ones_like(part.squares), model) for part in parts]
     assert relative([sum(each[1:], each[0]) for each in zip(*sums, strict=True)], expected) <= 1e-5
 
 
@@ -236,6 +250,31 @@ def test_by_default_no_more_gradients_are_held_than_memory_allows(monkeypatch: p
     monkeypatch.setattr(units_, "IN_MEMORY", 4 * sum(parameter.numel() for parameter in wide.parameters()))
     factored = [len(part.squares) for part in Rows(TABLE, squared).gradients(wide, np.arange(5))]
     assert factored == [2, 2, 1]  # a gradient takes as much as the factors of almost three
+
+
+def test_units_with_large_outputs_are_taken_in_two_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made(lambda: nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.float32)  # 8 + 8 + 2 numbers
+    for outputs, sizes in ((5 * 4 * 18, [3, 2]), (5 * 4 * 18 + 1, [5])):
+        monkeypatch.setattr(units_, "HALVES", outputs / 2)
+        assert [len(part.squares) for part in Rows(TABLE, squared).gradients(model, np.arange(5))] == sizes
+
+
+def test_a_layer_over_many_rows_keeps_the_smaller_of_gradients_and_factors() -> None:
+    """18 rows of 6 by 2: gradients are fewer numbers; 2 rows of 6 by 8: factors are."""
+    for rows, into, out, kept in ((18, 6, 2, False), (2, 6, 8, True)):
+        layer, batch = made(lambda i=into, o=out: nn.Linear(i, o), torch.float32), (drawn(5, rows, into),)  # type: ignore[misc]
+
+        def loss(model: nn.Module, batch: Units) -> Tensor:
+            value: Tensor = model(batch[0]).square().sum()
+            return value
+
+        form = Factored(layer, loss, (batch[0][:1],))
+        found: Any = form(layer, batch, loss)
+        assert (found._terms[0][1] is not None) == kept
+        assert form.numbers(layer) == (rows * (into + out) if kept else into * out) + out
+        ones = torch.ones_like(found.squares)
+        expected = [sum(each[1:], each[0]) for each in zip(*looped(layer, batch, loss), strict=True)]
+        assert relative(weighted(found, ones, layer), expected) <= 1e-5
 
 
 def test_only_layers_passed_once_whose_weights_go_nowhere_else_are_factored() -> None:
@@ -290,7 +329,7 @@ def test_a_unit_whose_gradient_is_not_finite_counts_nothing(case: str) -> None:
     without = [0, 2, 3, 4]
     kept = cheapest_form(model, units, loss)(model, tuple(tensor[without] for tensor in units), loss)
     ones, others = torch.ones_like(found.squares), torch.ones_like(kept.squares)
-    assert relative(found.weighted(ones), kept.weighted(others)) <= 1e-6
+    assert relative(weighted(found, ones, model), weighted(kept, others, model)) <= 1e-6
 
 
 def test_a_loss_that_depends_on_no_weight_has_no_gradient() -> None:

@@ -1,10 +1,11 @@
 """The server's account of central privacy: what is charged, that it stays within the plan, and that it can't be cut."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from astrofed.server.privacy.accounting import FILE, AccountBroken, CentralAccount, Price
+from astrofed.server.privacy.accounting import FILE, AccountBroken, AccountCopied, CentralAccount, Price
 from astrofed.shared.plan import CentralPrivacy
 from astrofed.shared.privacy.accounting import BudgetUnreachable, Event, epsilon
 
@@ -88,3 +89,26 @@ def test_a_torn_line_was_never_used(tmp_path: Path) -> None:
     again = CentralAccount(tmp_path, SAMPLED, 5, record)
     again.charge(2)
     assert CentralAccount(tmp_path, SAMPLED, 5, again.spent(1.0)).spent(1.0).charges == 2
+
+
+def test_a_copy_is_refused_and_the_original_goes_on_wherever_it_is_moved(tmp_path: Path) -> None:
+    original = tmp_path / "run"
+    original.mkdir()
+    account = CentralAccount(original, SAMPLED, 5, None)
+    account.charge(1)
+    record = account.spent(1.0)
+    shutil.copytree(original, tmp_path / "copy")
+    with pytest.raises(AccountCopied, match=r"copy.*resume the original folder"):
+        CentralAccount(tmp_path / "copy", SAMPLED, 5, record)
+    moved = original.rename(tmp_path / "moved")
+    assert CentralAccount(moved, SAMPLED, 5, record).charge(2) > 0
+
+
+def test_two_processes_never_charge_behind_each_others_back(tmp_path: Path) -> None:
+    """Each would find noise for what it knows alone to be spent."""
+    one, other = (CentralAccount(tmp_path, SAMPLED, 5, None) for _ in range(2))
+    one.charge(1)
+    with pytest.raises(AccountBroken, match="another process"):
+        other.charge(1)
+    one.charge(2)
+    assert len((tmp_path / FILE).read_bytes().splitlines()) == 2

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from astrofed.shared.privacy import noise
+from astrofed.shared.privacy import box_muller, noise
 from astrofed.shared.privacy.noise import GRID_BITS, Randomness, UnsafeSeededRandomness
 
 MANY = 400_000
@@ -100,3 +100,19 @@ def test_every_number_of_a_large_tensor_is_hidden_by_noise_of_its_own() -> None:
     blocks = noisy[:-1].reshape(3, -1)
     assert float((torch.corrcoef(blocks) - torch.eye(3)).abs().max()) < 4 / np.sqrt(noise._BLOCK)
     assert float(noisy[-1]) != 0
+
+
+def test_compiled_numbers_are_box_and_mullers_to_the_last_places() -> None:
+    """Words with the smallest and largest uniform numbers, and random ones; both bits that choose the quarter."""
+    half = 3 * box_muller.PIECE + 5
+    words = np.random.default_rng(1).integers(0, 2**64, 2 * half, dtype=np.uint64)
+    words[:3] = 0, 2**64 - 1, 2**12
+    u, turn = (words[:half] >> np.uint64(12)) * 2.0**-52, (words[half:] >> np.uint64(12)) * 2.0**-52
+    radius, angle = np.sqrt(-2 * np.log1p(-u)), (turn - 0.5) * np.pi / 2
+    x, y = radius * np.cos(angle), radius * np.sin(angle)
+    x = np.where(words[half:] & np.uint64(2), -x, x)
+    swaps = (words[half:] & np.uint64(1)) != 0
+    found = np.empty(2 * half)
+    box_muller.fill_normal(words, found)
+    expected = np.concatenate([np.where(swaps, y, x), np.where(swaps, x, y)])
+    np.testing.assert_allclose(found, expected, rtol=1e-14, atol=1e-300)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from astrofed.client.privacy import dpsgd, protection
@@ -13,7 +14,8 @@ from astrofed.commands.bench import app
 from astrofed.shared.plan import Training
 from astrofed.simulations.audit.bound import Bound
 from astrofed.simulations.audit.canaries import Canaries, Parallel, coins
-from astrofed.simulations.audit.cases import CASES, Case, Finding, audit, small
+from astrofed.simulations.audit.cases import CASES, Case, Finding
+from astrofed.simulations.audit.central import CENTRAL_CASES, CentralCase
 from astrofed.simulations.audit.planted import PLANTED, Planted
 from astrofed.simulations.audit.result import AuditResult
 from astrofed.simulations.bench.result import this_machine
@@ -21,9 +23,9 @@ from astrofed.simulations.bench.result import this_machine
 pytestmark = pytest.mark.usefixtures("_seeded")
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}, epsilon {case.epsilon:g}")
-def test_honest_training_shows_something_but_less_than_the_ledger_says(case: Case) -> None:
-    found = audit(small(case), 1)
+@pytest.mark.parametrize("case", (*CASES, *CENTRAL_CASES), ids=lambda case: f"{case.name}, epsilon {case.epsilon:g}")
+def test_honest_training_shows_something_but_less_than_the_ledger_says(case: Case | CentralCase) -> None:
+    found = replace(case, side=case.side // 2).find(1)
     assert found.sound and 0 <= found.measured.epsilon < found.accounted <= case.epsilon
     if case.epsilon >= 4:
         assert found.measured.epsilon > 0.1  # the attack is not blind
@@ -33,14 +35,14 @@ def test_honest_training_shows_something_but_less_than_the_ledger_says(case: Cas
 def test_every_planted_bug_is_caught_and_taken_out_again(bug: Planted) -> None:
     right = getattr(bug.where, bug.attribute)
     with bug.planted():
-        found = audit(bug.case, 1)
+        found = bug.case.find(1)
     assert not found.sound, f"{found.measured} is no more than {found.accounted}"
     assert getattr(bug.where, bug.attribute) is right
 
 
 @pytest.mark.parametrize("bug", PLANTED, ids=lambda bug: bug.name)
 def test_where_a_bug_is_caught_the_same_training_without_it_is_not(bug: Planted) -> None:
-    assert audit(replace(bug.case, side=48), 1).sound
+    assert replace(bug.case, side=48).find(1).sound
 
 
 def test_more_steps_than_are_charged_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,10 +57,10 @@ def test_more_steps_than_are_charged_are_caught(monkeypatch: pytest.MonkeyPatch)
         dpsgd.train_privately(*first, replace(mechanism, event=event))  # type: ignore[arg-type]
 
     case = Case("a fifth of the rate is charged", 1.0, epochs=3, batch=0.2)
-    assert audit(case, 1).sound
+    assert case.find(1).sound
     monkeypatch.setattr(protection, "sampling", fewer)
     monkeypatch.setattr(protection, "train_privately", as_before)
-    assert not audit(case, 1).sound
+    assert not case.find(1).sound
 
 
 def test_each_canary_has_a_coordinate_of_its_own() -> None:
@@ -66,11 +68,13 @@ def test_each_canary_has_a_coordinate_of_its_own() -> None:
     population, model = canaries.population(), Parallel(3, 2)
     assert len(population) == 9
     for number in range(9):
-        total = [value.numpy() for piece in population.gradients(model, np.array([number])) for value in piece.weighted(
-            (piece.squares > 0).to(piece.squares))]  # fmt: skip
-        assert bool(total) == canaries.present[number]
-        for layer in total:
-            assert np.flatnonzero(layer).tolist() == [number]
+        pieces = list(population.gradients(model, np.array([number])))
+        total = [torch.zeros_like(parameter) for parameter in model.parameters()]
+        for piece in pieces:
+            piece.add_weighted((piece.squares > 0).to(piece.squares), total)
+        assert bool(pieces) == canaries.present[number]
+        for layer in total if pieces else ():
+            assert np.flatnonzero(layer.numpy()).tolist() == [number]
 
 
 def test_the_verdict_is_about_all_that_was_found() -> None:
