@@ -77,7 +77,7 @@ def check(
                 loaded = load_plan(tomllib.loads(plan.read_text(encoding="utf-8")), overrides or [])
             found = examine(loaded, _site(loaded, folder, policy, site, data))
     if as_json:
-        told = {"home": [asdict(each) for each in of_home], "ready": not amiss if of_home else None}
+        told: dict[str, Any] = {"home": [asdict(each) for each in of_home], "ready": not amiss if of_home else None}
         if found is not None:
             cost = None if found.cost is None else cost_json(found.cost)
             told |= {**asdict(found), "cost": cost, "takes_part": not found.refused}

@@ -105,7 +105,7 @@ def clipped_sum(
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     counts = [weight.numel() for weight in weights]
     memory = weights[0].new_zeros(sum(counts)) if memory is None else memory.zero_()
-    total = [part.view_as(weight) for part, weight in zip(memory.split(counts), weights, strict=True)]
+    total = [part.view_as(weight) for part, weight in zip(torch.split(memory, counts), weights, strict=True)]
     for gradients in units.gradients(model, chosen):
         gradients.add_weighted(clipping.factors(gradients.squares), total)
     return total

@@ -142,7 +142,8 @@ def _of_weight(given: Tensor, output: Tensor) -> tuple[tuple[Tensor, Tensor | No
 
 def _squares(rows: Tensor) -> Tensor:
     """[unit] of [unit, …], in double precision: one factor of a product may be as short as the other is long."""
-    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    return lengths.square()
 
 
 def _passed_once(model: nn.Module, loss: UnitLoss, unit: Units) -> dict[str, int]:

@@ -50,7 +50,7 @@ def inspect_home(folder: Path) -> list[Finding]:
         (KEY_FILE, lambda each: f"readable by its owner alone, {grouped(fingerprint(each.key.public_key()))}"),
         (WELCOME_FILE, _welcome),
         (POLICY_FILE, _policy),
-        *((f"dataset {name}", lambda each, name=name: _dataset(each, name)) for name in home.file.data),  # type: ignore[misc]
+        *((f"dataset {name}", lambda each, name=name: _dataset(each, name)) for name in home.file.data),
         (LEDGER_FILE, _ledger),
         (str(folder), _folder),
     ]

@@ -65,7 +65,7 @@ class Randomness:
         from astrofed.shared.privacy import box_muller  # compiled, or read from the disk, when needed
 
         step = grid_step(deviation)
-        for part in values.split(_BLOCK):
+        for part in torch.split(values, _BLOCK):
             words = self._draw(self._words[: len(part) + len(part) % 2])
             box_muller.hide(words, self._numbers[: len(words)], part.numpy(), deviation / step, step)
 

@@ -136,7 +136,8 @@ def drawn_by_loader(units: int, share: float, step: int) -> NDArray[np.bool_]:
     """Return [unit] who is in a step's batch where a data loader with a known seed shuffles all units once an epoch."""
     batches = round(1 / share)
     epoch, batch = divmod(step, batches)
-    return np.random.default_rng(epoch).permutation(units) % batches == batch
+    drawn: NDArray[np.bool_] = np.random.default_rng(epoch).permutation(units) % batches == batch
+    return drawn
 
 
 CASES = (

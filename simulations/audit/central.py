@@ -65,8 +65,9 @@ class CentralCase:
                 asked = strategy.configure_train(number, from_numpy({"w": model}), ConfigRecord(), grid)
                 replies = grid.send_and_receive([each for each in asked if each.metadata.dst_node_id in there])
                 arrays, _ = strategy.aggregate_train(number, replies)
-                assert arrays is not None and strategy.spent is not None
+                assert arrays is not None
                 model = to_numpy(arrays)["w"]
+        assert strategy.spent is not None
         shown = bound(model.astype(np.float64), present, DELTA)
         return Finding(self.name, self.canaries, strategy.spent.epsilon, shown)
 
