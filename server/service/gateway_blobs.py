@@ -103,6 +103,9 @@ class BlobRelay:
                     async with asyncio.timeout(self._patience_s):
                         while more and len(step) < STEP:
                             more = await self._read(receive, step, site)
+                except Refused:  # cut off: what has come need not come again
+                    write_all(file, memoryview(step)[: size - at], at)
+                    raise
                 except TimeoutError:
                     raise Refused(408, "Request Timeout", "body too slow", site) from None
                 if at + len(step) > size:

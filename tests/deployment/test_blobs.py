@@ -201,6 +201,7 @@ def test_what_was_cut_off_goes_on_from_there(
         def pread(self, file: int, size: int, at: int) -> bytes:
             read.append(at)
             if at >= stop[0]:
+                running.until(lambda: any(each.stat().st_size for each in server.glob(f"{blob.id}.*")), "some has come")
                 raise HTTPException("cut off")
             return blob_transfer_os.pread(file, size, at)
 
@@ -209,7 +210,6 @@ def test_what_was_cut_off_goes_on_from_there(
     monkeypatch.setattr(blob_transfer, "os", Cut())
     with pytest.raises(Unreachable):
         site.fleet.push(reply)
-    running.until(lambda: any(each.stat().st_size for each in server.glob(f"{blob.id}.*")), "some has come")
     read.clear()
     stop[0] = 10**9
     running.until(lambda: site.fleet.push(reply), "the rest has come")
