@@ -230,7 +230,7 @@ def _question(message: Message) -> tuple[dict[str, Any], str, Plan]:
 
 
 def _record(message: Message, name: str, kind: type[RecordT]) -> RecordT:
-    record = message.content[name]  # Flower's `array_records` and its like build a dictionary anew at each access
+    record = records.held(message).get(name)
     if not isinstance(record, kind):
         raise KeyError(name)
     return record

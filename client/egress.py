@@ -206,9 +206,11 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _record(values: Mapping[str, float]) -> MetricRecord:
+    told: dict[str, int | float] = {}
     for name, value in values.items():
         if not math.isfinite(value):
             raise NonFiniteMetric(
                 f"metric {name!r} is {value}; the model or the task's data have left the finite range"
             )
-    return records.metrics({k: int(v) if isinstance(v, int) else float(v) for k, v in values.items()})
+        told[name] = int(value) if isinstance(value, int) else float(value)
+    return records.metrics(told)

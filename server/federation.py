@@ -387,16 +387,11 @@ def _size(messages: Iterable[Message]) -> int:
     sizes: dict[int, int] = {}
     total = 0
     for message in messages:
-        if not message.has_content():
-            continue
-        content = message.content
-        found = sizes.get(id(content))
+        held = records.held(message)
+        found = sizes.get(id(held))
         if found is None:
-            found = 0
-            for record in records.items(content).values():
-                if isinstance(record, ArrayRecord):
-                    for array in records.items(record).values():
-                        found += size(array)
-            sizes[id(content)] = found
+            arrays = [record for record in held.values() if isinstance(record, ArrayRecord)]
+            found = sum([size(array) for record in arrays for array in records.items(record).values()])
+            sizes[id(held)] = found
         total += found
     return total

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MetricRecord
 from numpy.typing import NDArray
 
 from astrofed.server.aggregation.updates import Updates
@@ -161,7 +161,7 @@ def _in_order(rejected: Sequence[Rejected], expected: Iterable[int]) -> list[Rej
     return sorted(rejected, key=lambda item: order.get(item.node_id, len(order)))
 
 
-def _content(reply: Message, kind: str) -> RecordDict:
+def _content(reply: Message, kind: str) -> Mapping[str, records.Record]:
     if reply.has_error():
         raise _Unusable(_printable(reply.error.reason or "") or f"error {reply.error.code} without a reason")
     if not reply.has_content():
@@ -169,11 +169,11 @@ def _content(reply: Message, kind: str) -> RecordDict:
     told = records.kind(reply)
     if told != kind and str(told).partition(".")[0] != kind:
         raise _Unusable(f"a reply of type {_printable(str(told))!r}; {kind!r} was asked for")
-    return reply.content
+    return records.held(reply)
 
 
-def _only(content: RecordDict, kind: type[RecordT], name: str) -> RecordT:
-    found = [record for record in records.items(content).values() if isinstance(record, kind)]
+def _only(content: Mapping[str, records.Record], kind: type[RecordT], name: str) -> RecordT:
+    found = [record for record in content.values() if isinstance(record, kind)]
     if len(found) != 1:
         raise _Unusable(f"no {name}" if not found else f"{len(found)} records of {name}; exactly one is read")
     return found[0]
@@ -243,9 +243,10 @@ def _check_finite(array: NDArray[Any], name: str) -> None:
 
 
 def _training_metrics(record: MetricRecord, enrolled: int) -> dict[str, Number]:
-    if COUNT not in record:
+    held = records.items(record)
+    if COUNT not in held:
         raise _Unusable(f"its metrics lack {COUNT!r}")
-    metrics = {key: _number(key, value) for key, value in records.items(record).items()}
+    metrics = {key: _number(key, value) for key, value in held.items()}
     count = metrics[COUNT]
     if count != int(count) or count < 1:
         raise _Unusable(f"{COUNT} is {count}; it must be a positive whole number")

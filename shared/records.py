@@ -61,6 +61,12 @@ def items(record: Any) -> dict[str, Any]:
     return held
 
 
+def held(message: Message) -> dict[str, Record]:
+    """Return the records of a message's content by name, for reading; none where it has no content."""
+    content = message.__dict__["_content"]
+    return {} if content is None else items(content)
+
+
 def sender(message: Message) -> int:
     """Return the node that a message came from."""
     node: int = message.__dict__["_metadata"].__dict__["_src_node_id"]
@@ -122,8 +128,8 @@ def with_content(message: Message, records: RecordDict) -> Message:
 
 def reply(message: Message, records: RecordDict) -> Message:
     """Return the reply to a message: from its receiver to its sender, of its type, as long as it may still take."""
-    asked, now = message.metadata.__dict__, time.time()
-    metadata = type(message.metadata).__new__(type(message.metadata))
+    question, now = message.__dict__["_metadata"], time.time()
+    asked, metadata = question.__dict__, type(question).__new__(type(question))
     metadata.__dict__.update(
         asked,
         _message_id="",

@@ -87,10 +87,8 @@ def _parts(
     """Return each reply's arrays and numbers; None unless all have one record of each, with the same keys."""
     parts: list[tuple[dict[str, Array], Numbers]] = []
     for reply in replies:
-        if reply.has_error() or not reply.has_content():
-            return None
         arrays, numbers = [], []
-        for record in records.items(reply.content).values():
+        for record in records.held(reply).values():
             if isinstance(record, MetricRecord):
                 numbers.append(records.items(record))
             elif isinstance(record, ArrayRecord):
