@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from astrofed.server.aggregation.updates import Updates
 from astrofed.shared import records
-from astrofed.shared.array_forms import parts, renamed, view
+from astrofed.shared.array_forms import PART, parts, renamed, view
 from astrofed.shared.arrays import Expected, only_finite
 from astrofed.shared.npy import MalformedArray
 
@@ -228,6 +228,8 @@ def _read(array: Array, name: str) -> NDArray[Any]:
 
 def _check_finite(array: NDArray[Any], name: str) -> None:
     if array.dtype.kind != "f":
+        return
+    if array.ndim == 1 and array.nbytes <= PART and array.dtype.itemsize <= 4 and only_finite(array):
         return
     unusable = not_finite = 0
     for part in parts(array):

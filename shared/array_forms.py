@@ -116,6 +116,12 @@ def renamed(array: Array, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array
     return _made(type(array), _name(dtype), shape, NPY, **where)
 
 
+def at_hand(array: Array) -> bytes | None:
+    """Return an array's bytes where they are at hand in one piece, as those of all small arrays."""
+    data = array.__dict__.get("data")
+    return data if type(data) is bytes else None
+
+
 def pieces(array: Array) -> tuple[Bytes, ...]:
     """Return what an array's bytes are made of, one after the other, without a copy."""
     if isinstance(array, InMemory):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from astrofed.shared import records
-from astrofed.shared.array_forms import LARGE, begins_with, in_memory, pieces, size, stored, view
+from astrofed.shared.array_forms import LARGE, at_hand, begins_with, in_memory, pieces, size, stored, view
 from astrofed.shared.errors import AstrofedError
 from astrofed.shared.npy import NPY, header
 from astrofed.shared.slots import Slot, find_slots
@@ -72,10 +72,16 @@ class Expected(NamedTuple):
 
     def fits(self, array: Array) -> bool:
         """Whether an array's bytes are of this form; where not, they may still hold the same in another."""
-        return array.stype == NPY and size(array) == self.length and begins_with(array, self.header)
+        data = at_hand(array)
+        if data is None:
+            return array.stype == NPY and size(array) == self.length and begins_with(array, self.header)
+        return array.stype == NPY and len(data) == self.length and data.startswith(self.header)
 
     def flat(self, array: Array) -> NDArray[Any]:
         """Return a read-only view (values,) into the bytes of an array that fits."""
+        data = at_hand(array)
+        if data is not None:
+            return np.frombuffer(data, self.dtype, -1, len(self.header))
         whole = pieces(array)
         return np.frombuffer(whole[-1], self.dtype, -1, len(self.header) if len(whole) == 1 else 0)
 
