@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, MetricRecord, RecordDict
 
 Record = ArrayRecord | MetricRecord | ConfigRecord
 RecordT = TypeVar("RecordT", ArrayRecord, MetricRecord, RecordDict)
@@ -128,8 +128,8 @@ def with_content(message: Message, records: RecordDict) -> Message:
 
 def reply(message: Message, records: RecordDict) -> Message:
     """Return the reply to a message: from its receiver to its sender, of its type, as long as it may still take."""
-    question, now = message.__dict__["_metadata"], time.time()
-    asked, metadata = question.__dict__, type(question).__new__(type(question))
+    asked, now = message.__dict__["_metadata"].__dict__, time.time()
+    metadata = Metadata.__new__(Metadata)
     metadata.__dict__.update(
         asked,
         _message_id="",
