@@ -127,6 +127,8 @@ def main(key_file: Path, welcome_file: Path, data: Path, change: Callable[[Messa
                 ).object_content
                 for each in iterate_object_tree(pulled.message_object_trees[0])
             }
+            if not all(contents.values()):  # offered twice, and the run has the reply to the first already
+                continue
             whole = inflate_object_from_contents(envelope.metadata.message_id, contents)
             assert isinstance(whole, Message)
             whole.metadata.__dict__["_message_id"] = envelope.metadata.message_id
