@@ -17,8 +17,15 @@ from astrofed.server.service.setup import enroll_site, make_server, renew_certif
 from astrofed.shared.keys import new_node_key, plan_public_key
 from astrofed.shared.membership import OfferedDataset, Welcome, make_request, read_welcome
 
-NOW = datetime.now(UTC)
-SOON, LATER = NOW.timestamp() + 60, NOW.timestamp() + 60 * 86400
+
+def soon() -> float:
+    """In a minute; taken when the test runs, which may be long after it was collected."""
+    return datetime.now(UTC).timestamp() + 60
+
+
+def later() -> float:
+    """In two months."""
+    return datetime.now(UTC).timestamp() + 60 * 86400
 
 
 @pytest.fixture
@@ -55,8 +62,8 @@ def test_a_plan_key_is_replaced_after_an_overlap(home: ServerHome) -> None:
     said = rotate(home, "plan-key")
     assert "made a new one" in said and "kepler: wrote its welcome" in said
     update = welcome(home)
-    assert update.is_signed_by(before.plan_keys(SOON)) and update.plan_key != before.plan_key
-    assert [len(update.plan_keys(when)) for when in (SOON, LATER)] == [2, 1]
+    assert update.is_signed_by(before.plan_keys(soon())) and update.plan_key != before.plan_key
+    assert [len(update.plan_keys(when)) for when in (soon(), later())] == [2, 1]
     assert Authority(home.authority).plan_key.private_bytes_raw() == old.private_bytes_raw()  # still in use
     files = {path: path.read_bytes() for path in home.folder.rglob("*") if path.is_file()}
     assert "already" in rotate(home, "plan-key")
@@ -72,8 +79,8 @@ def test_an_authority_is_replaced_when_its_time_is_over(home: ServerHome) -> Non
     before = welcome(home)
     rotate(home, "ca")
     update = welcome(home)
-    assert update.ca_certificates(SOON) == update.ca_certificate + before.ca_certificate
-    assert update.ca_certificates(LATER) == update.ca_certificate != before.ca_certificate
+    assert update.ca_certificates(soon()) == update.ca_certificate + before.ca_certificate
+    assert update.ca_certificates(later()) == update.ca_certificate != before.ca_certificate
     issued = (home.authority / "server.crt").read_bytes()
     renew_certificate(home.folder)
     assert (home.authority / "server.crt").read_bytes() == issued
@@ -97,7 +104,7 @@ def test_a_crash_between_two_files_is_mended_by_the_next_try(home: ServerHome) -
 def test_a_stolen_key_counts_no_more_at_once(home: ServerHome) -> None:
     before = welcome(home)
     rotate(home, "plan-key", "--days", "0")
-    assert welcome(home).plan_keys(SOON) == [plan_public_key(welcome(home).plan_key)]
+    assert welcome(home).plan_keys(soon()) == [plan_public_key(welcome(home).plan_key)]
     assert Authority(home.authority).plan_key_pem == welcome(home).plan_key != before.plan_key
 
 
