@@ -5,10 +5,12 @@ from itertools import count
 import pytest
 
 from astrofed.client.privacy import dpsgd
+from astrofed.server.strategies import central
 from astrofed.shared.privacy.noise import UnsafeSeededRandomness
 
 
 @pytest.fixture
 def _seeded(monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = count(1)
-    monkeypatch.setattr(dpsgd, "Randomness", lambda: UnsafeSeededRandomness(next(numbers)))
+    for module in (dpsgd, central):
+        monkeypatch.setattr(module, "Randomness", lambda: UnsafeSeededRandomness(next(numbers)))
