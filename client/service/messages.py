@@ -244,6 +244,16 @@ def error_reply(question: Sealed, reason: str) -> Sealed:
     return seal_reply(Message(Error(code=APP_FAILED, reason=reason), reply_to=message))
 
 
+def error_instead(reply: Sealed, reason: str) -> Sealed | None:
+    """Return an error reply to the question that a reply answers; None if that is an error reply itself."""
+    proto = MessageProto.FromString(reply.envelope)
+    if proto.HasField("error"):
+        return None
+    proto.ClearField("content")
+    proto.error.code, proto.error.reason = APP_FAILED, reason
+    return seal_reply(message_from_proto(proto))
+
+
 def still_wanted(outside: Envelope, now: float | None = None) -> bool:
     """Whether the coordinator still waits for a reply to that question, or for that reply."""
     return (time.time() if now is None else now) < outside.expires

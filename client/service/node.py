@@ -223,7 +223,9 @@ class Node:
             except RunOver:
                 self.diary.say("a reply's run is over; it is given up")
                 self._forget(question)
-            except (TooLarge, WrongBlob) as error:
+            except TooLarge as error:
+                self._tell_instead(question, reply, f"{error}")
+            except WrongBlob as error:
                 self.diary.warn(f"{error}; it is given up")
                 self._forget(question)
             except BadAnswer as error:
@@ -234,6 +236,15 @@ class Node:
         """Delete blobs that nothing needs any more; the last question's may be the next one's as well."""
         kept = [last, *(each for _, each in self.spool.claims()), *(each for _, each in self.spool.replies())]
         self.spool.blobs.sweep({messages.blob_id(messages.tree_of(each)) or "" for each in kept})
+
+    def _tell_instead(self, question: str, reply: Sealed, reason: str) -> None:
+        """Send, in place of a reply that the server can't take, why there is none."""
+        self.diary.warn(f"{reason}; the coordinator is told so instead")
+        instead = messages.error_instead(reply, f"{self.home.site_name}: {reason}")
+        if instead is None:
+            self._forget(question)
+        else:
+            self.spool.keep_reply(question, instead)
 
     def _try(self, write: Callable[[], None]) -> None:
         """Write what matters only after a crash."""

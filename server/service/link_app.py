@@ -31,7 +31,7 @@ from astrofed.server.service.frames import LARGEST_BODY, BadFrames, join_frames,
 from astrofed.server.service.gateway_blobs import BLOB_COME
 from astrofed.server.service.home import ServerHome
 from astrofed.server.service.link_blobs import LinkBlobs
-from astrofed.server.service.link_state import DELIVERY_S, FLEET, LinkRefused, LinkState, empty_pull
+from astrofed.server.service.link_state import DELIVERY_S, FLEET, LinkRefused, LinkState, ReplyTooLarge, empty_pull
 from astrofed.server.service.node_signature import Caller, SignatureChecker, Unauthentic
 from astrofed.server.service.sites import Sites
 from astrofed.shared.blobs import PULL_BLOB, PUSH_BLOB, WrongBlob
@@ -93,6 +93,8 @@ class LinkApp:
         except (LinkRefused, BadFrames, NoObjectInStoreError, WrongBlob, ValueError, KeyError) as error:
             log.warning("refused %s, %s: %s: %s", who, path, type(error).__name__, str(error)[:300])
             status, body = 400, b'{"detail": "Bad Request"}'
+            if isinstance(error, ReplyTooLarge):
+                status, body = 413, b'{"detail": "Content Too Large"}'
         except (sqlite3.OperationalError, OperationalError) as error:  # Flower's state is reached through SQLAlchemy
             log.error("could not do what %s asked, %s: %s", who, path, str(error)[:300])
             status, body = NO_ROOM, b'{"detail": "Insufficient Storage"}'

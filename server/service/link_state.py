@@ -61,6 +61,10 @@ class LinkRefused(Exception):
     """A request that contradicts the state; `reason` is for the log, nothing of it for the caller."""
 
 
+class ReplyTooLarge(LinkRefused):
+    """A reply that is larger than the server takes."""
+
+
 @dataclass(frozen=True)
 class Reply:
     """A node's reply with all of its objects in the store."""
@@ -193,7 +197,7 @@ class LinkState:
 
         Raises:
             FlowerError: Flower's handler refused it.
-            LinkRefused: a reply is larger than the server takes.
+            ReplyTooLarge: a reply is larger than the server takes.
         """
         if isinstance(request, PullObjectRequest) and request.run_id in self._open:
             self.fetching(node)
@@ -220,10 +224,22 @@ class LinkState:
         if len(self._pushed) > _SESSIONS:
             self._pushed.popitem(last=False)
         if self._pushed[key] > self._max_reply:
-            raise LinkRefused(f"a reply of more than {self._max_reply} bytes")
+            self._drop_unfinished(request.run_id, node)
+            raise ReplyTooLarge(f"a reply of more than {self._max_reply} bytes")
         self.objects.put(request.object_id, request.object_content)
         answer: bytes = PushObjectResponse(stored=True).SerializeToString()
         return answer
+
+    def _drop_unfinished(self, run_id: int, node: int) -> None:
+        """Forget a reply of which objects are missing, so that its node can say in another why there is none."""
+        rows = self._state.query(
+            "SELECT message_id FROM message_res WHERE run_id = :run AND src_node_id = :node",
+            {"run": uint64_to_int64(run_id), "node": uint64_to_int64(node)},
+        )
+        for row in rows:
+            if not self.objects.is_complete(row["message_id"]):
+                self.objects.delete(row["message_id"])
+                self._state.query("DELETE FROM message_res WHERE message_id = :id", {"id": row["message_id"]})
 
     def _check_member(self, request: Any, node: int) -> None:
         """Refuse a request about a run to which the node doesn't belong."""

@@ -21,20 +21,19 @@ def _spoiled(reply: Message, push: small_node.Push) -> Message:
     arrays = {name: array.numpy() for name, array in content.array_records["arrays"].items()}
     if number == 1:
         _push_huge(reply, push)
-    if number == 2:
         return records.with_content(reply, RecordDict({packing.NAME: ConfigRecord({"anything": b"garbage"})}))
-    if number == 3:
+    if number == 2:
         arrays = {name: array[..., :1] for name, array in arrays.items()}
-    if number == 4:
+    if number == 3:
         arrays = {name: np.full_like(array, np.nan) for name, array in arrays.items()}
-    if number == 5:
+    if number == 4:
         content.metric_records["metrics"]["num-examples"] = 10**12
     changed = ArrayRecord({name: Array(np.ascontiguousarray(array)) for name, array in arrays.items()})
     return records.with_content(reply, RecordDict({**content, "arrays": changed}))
 
 
 def _push_huge(reply: Message, push: small_node.Push) -> None:
-    """Send a reply that is larger than the server takes; it waits for no other to the same question."""
+    """Send a reply that is larger than the server takes."""
     content = ConfigRecord({"x": np.random.default_rng(0).bytes(HUGE)}).deflate()
     tree = ObjectTree(object_id=hashlib.sha256(content).hexdigest())
     envelope = records.with_content(reply, RecordDict())

@@ -9,12 +9,12 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, PullMessagesResponse, PushMessagesRequest
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.task_identity import TaskIdentity
 
-from astrofed.server.service.link_state import LinkRefused, LinkState
+from astrofed.server.service.link_state import LinkRefused, LinkState, ReplyTooLarge
 from astrofed.server.service.sites import Sites
 from astrofed.shared import records
 from astrofed.shared.keys import fingerprint, new_node_key
@@ -61,6 +61,18 @@ class Link:
         answer = self.ask(name, "pull-messages", PullMessagesRequest(node=Node(node_id=self.nodes[name])))
         return [message_from_proto(each) for each in PullMessagesResponse.FromString(answer).messages_list]
 
+    def reply(self, name: str, reply: Message) -> Message:
+        """Announce a reply; its objects are still to come."""
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        envelope = records.with_content(reply, RecordDict()) if reply.has_content() else reply
+        push = PushMessagesRequest(
+            node=Node(node_id=self.nodes[name]),
+            messages_list=[message_to_proto(envelope)],
+            message_object_trees=[get_object_tree(reply)],
+        )
+        self.ask(name, "push-messages", push)
+        return reply
+
     def activate(self, name: str) -> None:
         self.state._state.deactivate_node(self.nodes[name])
         self.ask(name, "activate-node", ActivateNodeRequest(public_key=self.public(name), heartbeat_interval=30))
@@ -92,14 +104,7 @@ def test_a_message_that_was_answered_is_not_offered_again_and_a_second_reply_cou
     question, _ = link.send("tess", "plan")
     link.pull("tess")
     for reason in ("first", "second"):
-        reply = Message(Error(code=2, reason=reason), reply_to=question)
-        reply.metadata.__dict__["_message_id"] = reply.object_id
-        push = PushMessagesRequest(
-            node=Node(node_id=link.nodes["tess"]),
-            messages_list=[message_to_proto(reply)],
-            message_object_trees=[get_object_tree(reply)],
-        )
-        link.ask("tess", "push-messages", push)
+        reply = link.reply("tess", Message(Error(code=2, reason=reason), reply_to=question))
         if reason == "first":
             link.state.put(reply.deflate())
     (found,) = link.state.replies(link.run, [question.metadata.message_id])
@@ -108,6 +113,22 @@ def test_a_message_that_was_answered_is_not_offered_again_and_a_second_reply_cou
     assert link.pull("tess") == []
     link.state.forget([question.metadata.message_id])
     assert link.state.replies(link.run, [question.metadata.message_id]) == []
+
+
+def test_a_reply_that_is_too_large_is_dropped_and_another_may_say_so(link: Link) -> None:
+    question, _ = link.send("tess", "plan")
+    link.pull("tess")
+    huge = link.reply("tess", Message(RecordDict({"x": ConfigRecord({"y": "z" * 2000})}), reply_to=question))
+    with pytest.raises(ReplyTooLarge, match="more than 1024 bytes"):
+        for name, each in get_all_nested_objects(huge).items():
+            push = PushObjectRequest(
+                node=Node(node_id=link.nodes["tess"]), run_id=link.run, object_id=name, object_content=each.deflate()
+            )
+            link.ask("tess", "push-object", push)
+    told = link.reply("tess", Message(Error(code=2, reason="too large"), reply_to=question))
+    link.state.put(told.deflate())
+    (found,) = link.state.replies(link.run, [question.metadata.message_id])
+    assert message_from_proto(found.message).error.reason == "too large"
 
 
 def test_who_is_not_of_the_run_is_neither_sent_to_nor_heard(link: Link) -> None:
