@@ -15,6 +15,7 @@ from enum import Enum
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.proto.message_pb2 import ObjectTree
 
 from astrofed.shared import records
 from astrofed.shared.array_forms import in_file, pieces, size
@@ -35,6 +36,16 @@ class Form(Enum):
 
 class MalformedPack(AstrofedError):
     """A packed content that can't be what its header says."""
+
+
+def blob_id(tree: ObjectTree) -> str | None:
+    """Return the id of a packed message's blob: the lone child of the lone record of its content."""
+    node = tree
+    for _ in range(3):
+        if len(node.children) != 1:
+            return None
+        node = node.children[0]
+    return None if node.children else str(node.object_id)
 
 
 def form_of(content: RecordDict) -> Form:

@@ -32,7 +32,7 @@ from astrofed.shared import packing
 from astrofed.shared.blobs import Blob, Blobs
 from astrofed.shared.errors import AstrofedError
 from astrofed.shared.files import CannotWrite
-from astrofed.shared.packing import Form
+from astrofed.shared.packing import Form, blob_id
 
 APP_FAILED = 2  # Flower's code for "the client app raised an exception"
 MOST_OBJECTS = 200_000
@@ -118,16 +118,6 @@ def wanted(tree: ObjectTree) -> Iterator[list[str]]:
 def is_enough(objects: Mapping[str, bytes]) -> bool:
     """Whether these objects are a whole packed content."""
     return len(objects) == 1 and _lone(objects) is not None
-
-
-def blob_id(tree: ObjectTree) -> str | None:
-    """Return the id of a packed message's blob: the lone child of the lone record of its content."""
-    node = tree
-    for _ in range(3):
-        if len(node.children) != 1:
-            return None
-        node = node.children[0]
-    return None if node.children else str(node.object_id)
 
 
 def blob_of(sealed: Sealed) -> Blob | None:

@@ -25,7 +25,7 @@ from astrofed.client.service.spool import Spool
 from astrofed.shared.blobs import WrongBlob
 from astrofed.shared.errors import AstrofedError, UserMistake
 from astrofed.shared.files import CannotWrite
-from astrofed.shared.packing import MalformedPack
+from astrofed.shared.packing import MalformedPack, blob_id
 from astrofed.shared.waiting import LONGEST_WAIT_S
 
 SHORTEST_S, LONGEST_S = 0.02, 2.0  # between two pulls that find nothing
@@ -235,7 +235,7 @@ class Node:
     def _tidy(self, last: Sealed) -> None:
         """Delete blobs that nothing needs any more; the last question's may be the next one's as well."""
         kept = [last, *(each for _, each in self.spool.claims()), *(each for _, each in self.spool.replies())]
-        self.spool.blobs.sweep({messages.blob_id(messages.tree_of(each)) or "" for each in kept})
+        self.spool.blobs.sweep({blob_id(messages.tree_of(each)) or "" for each in kept})
 
     def _tell_instead(self, question: str, reply: Sealed, reason: str) -> None:
         """Send, in place of a reply that the server can't take, why there is none."""

@@ -6,9 +6,9 @@ checked against its name before its message counts as complete.
 
 from collections.abc import Mapping
 
-from astrofed.server.service.link_objects import blob_id
 from astrofed.server.service.link_state import LinkRefused, LinkState
 from astrofed.shared.blobs import BLOB_HEADER, MESSAGE_HEADER, RUN_HEADER, SIZE_HEADER, Blob
+from astrofed.shared.packing import blob_id
 
 MOST_HELD = 4  # blobs of one node's replies that nobody has fetched yet
 

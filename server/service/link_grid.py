@@ -30,7 +30,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from astrofed.server.service.asgi import NO_ROOM
 from astrofed.server.service.frames import LARGEST_BODY, join_frames, split_frames
-from astrofed.server.service.link_objects import blob_id, object_ids
+from astrofed.server.service.link_objects import object_ids
 from astrofed.shared import packing, records
 from astrofed.shared.blobs import Blobs
 from astrofed.shared.errors import AstrofedError, UserMistake
@@ -257,7 +257,7 @@ class LinkGrid(Grid):
         envelope = message_from_proto(proto)
         if envelope.has_error():
             return envelope
-        blob = blob_id(tree)
+        blob = packing.blob_id(tree)
         for identifier in object_ids(tree):
             if identifier not in contents and identifier != blob:
                 contents[identifier] = self._link.ask("/run/object", json.dumps({"id": identifier}).encode())

@@ -16,6 +16,7 @@ from flwr.supercore.inflatable.inflatable_utils import validate_object_content
 from flwr.supercore.object_store import NoObjectInStoreError, ObjectStore
 
 from astrofed.shared.blobs import Blobs
+from astrofed.shared.packing import blob_id
 
 STALE_S = 3600.0  # after which a file that belongs to no message is a leftover
 _SCHEMA = """
@@ -168,16 +169,6 @@ class MessageObjects(ObjectStore):
                 self._connection.execute("ROLLBACK")
             raise
         self._connection.execute("COMMIT")
-
-
-def blob_id(tree: ObjectTree) -> str | None:
-    """Return the id of a packed message's blob: the lone child of the lone record of its content."""
-    node = tree
-    for _ in range(3):
-        if len(node.children) != 1:
-            return None
-        node = node.children[0]
-    return None if node.children else str(node.object_id)
 
 
 def object_ids(tree: ObjectTree) -> list[str]:
