@@ -7,7 +7,7 @@ and of all others only that there was one. The whole text goes to the site's own
 import logging
 
 from astrofed.client.privacy.mistakes import BudgetSpent
-from astrofed.client.privacy.refusals import ClippedTwice, CouplesUnits, KeepsData, WrongPrivacyUnit
+from astrofed.client.privacy.refusals import CouplesUnits, KeepsData, NotWithPrivacy, WrongPrivacyUnit
 from astrofed.client.site import Site
 from astrofed.shared.errors import UserMistake
 from astrofed.shared.plan import PlanError
@@ -41,7 +41,7 @@ _SAID = (
     BudgetSpent,
     BudgetUnreachable,
     CouplesUnits,
-    ClippedTwice,
+    NotWithPrivacy,
     KeepsData,
     WrongPrivacyUnit,
 )

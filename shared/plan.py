@@ -19,7 +19,7 @@ from astrofed.shared.overrides import apply_override
 from astrofed.shared.plan_base import Fraction, Name, Named, PlanError, Positive, Section, Value
 from astrofed.shared.plan_evolution import Evolution
 from astrofed.shared.plan_modes import Customer, Meta, Search
-from astrofed.shared.plan_privacy import CentralPrivacy, Privacy
+from astrofed.shared.plan_privacy import CentralPrivacy, Privacy, not_with_privacy
 from astrofed.shared.plan_training import Physics, Training
 from astrofed.shared.toml_file import as_model, read_toml
 
@@ -116,6 +116,9 @@ class Plan(Section):
                 f"mode 'single' takes one training participant, the plan has {len(trainers)}; "
                 "use mode = 'federated' or `astrofed train`, which keeps the first"
             )
+        mistake = not_with_privacy(self.training) if self.privacy is not None else None
+        if mistake is not None:
+            raise ValueError(mistake)
         self._check_search()
         if self.mode == "customer" and self.customer_site not in [trainer.name for trainer in trainers]:
             raise ValueError(

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from astrofed.shared.plan_base import Fraction, Positive, Section
+from astrofed.shared.plan_training import Training
 
 
 class Privacy(Section):
@@ -80,3 +81,21 @@ class CentralPrivacy(Section):
         if self.clipping != "adaptive" and self.clipping_quantile != 0.5:
             raise ValueError("clipping_quantile is for clipping = 'adaptive'; set that, or leave the quantile out")
         return self
+
+
+def not_with_privacy(training: Training) -> str | None:
+    """Say which key of [training] has no place beside [privacy], and why; None where all have."""
+    reasons = {
+        "precision": (training.precision != "fp32", "gradients are clipped and noised in single precision"),
+        "checkpoint": (training.checkpoint, "per-unit gradients are taken of a function, not of a backward pass"),
+        "accumulate": (training.accumulate > 1, "a step is one Poisson sample; privacy.micro_batch bounds the memory"),
+        "gradient_clip": (training.gradient_clip is not None, "privacy.clipping_norm clips each unit's gradient"),
+        "optimizer": (
+            training.optimizer in ("sophia", "muon"),
+            "sophia's curvature would be released without noise, and muon regroups the weights that noise is for",
+        ),
+    }
+    for key, (mistaken, reason) in reasons.items():
+        if mistaken:
+            return f"training.{key} = {getattr(training, key)!r} has no place beside [privacy]: {reason}; leave it out"
+    return None

@@ -66,7 +66,7 @@ def train_privately(
         randomness: of sampling and noise; a fresh cryptographic generator by default.
 
     Raises:
-        CouplesUnits, ClippedTwice: see `check_private`.
+        CouplesUnits, NotWithPrivacy: see `check_private`.
         KeepsData: the model wrote into its buffers.
         TrainingDiverged: the weights left the finite range.
     """

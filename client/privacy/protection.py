@@ -58,7 +58,7 @@ class Protection:
         """Reserve, train, settle; return epsilon and delta of all that was ever spent on the dataset.
 
         Raises:
-            CouplesUnits, ClippedTwice, BudgetSpent, BudgetUnreachable: refused; nothing is spent.
+            CouplesUnits, NotWithPrivacy, BudgetSpent, BudgetUnreachable: refused; nothing is spent.
             KeepsData, TrainingDiverged: refused after the round was spent.
         """
         plan = self._plan

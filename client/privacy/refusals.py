@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from astrofed.shared.errors import UserMistake
 from astrofed.shared.plan import Training
+from astrofed.shared.plan_privacy import not_with_privacy
 
 
 class CouplesUnits(UserMistake):
@@ -16,10 +17,6 @@ class CouplesUnits(UserMistake):
 
 class KeepsData(UserMistake):
     """A model writes into its buffers while it trains: they would leave the site without noise."""
-
-
-class ClippedTwice(UserMistake):
-    """The plan clips gradients both per unit and as a whole."""
 
 
 class NotWithPrivacy(UserMistake):
@@ -35,37 +32,16 @@ def check_private(model: nn.Module, training: Training) -> None:
 
     Raises:
         CouplesUnits: a layer normalises over the batch, or keeps statistics of it, trained or frozen.
-        ClippedTwice: `training.gradient_clip` is set.
         NotWithPrivacy: a key of [training] has no place beside [privacy].
     """
-    _check_training(training)
+    mistake = not_with_privacy(training)
+    if mistake is not None:
+        raise NotWithPrivacy(mistake)
     for name, layer in model.named_modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) or getattr(layer, "track_running_stats", False):
             raise CouplesUnits(
                 f"layer {name!r} ({type(layer).__name__}) mixes the units of a batch, so no unit's influence can be "
                 "bounded; use GroupNorm or LayerNorm in its place, or remove the [privacy] section"
-            )
-    if training.gradient_clip is not None:
-        raise ClippedTwice(
-            f"training.gradient_clip = {training.gradient_clip:g} has no place beside [privacy]: there "
-            "privacy.clipping_norm clips each unit's gradient; remove training.gradient_clip"
-        )
-
-
-def _check_training(training: Training) -> None:
-    reasons = {
-        "precision": (training.precision != "fp32", "gradients are clipped and noised in single precision"),
-        "checkpoint": (training.checkpoint, "per-unit gradients are taken of a function, not of a backward pass"),
-        "accumulate": (training.accumulate > 1, "a step is one Poisson sample; privacy.micro_batch bounds the memory"),
-        "optimizer": (
-            training.optimizer in ("sophia", "muon"),
-            "sophia's curvature would be released without noise, and muon regroups the weights that noise is for",
-        ),
-    }
-    for key, (mistaken, reason) in reasons.items():
-        if mistaken:
-            raise NotWithPrivacy(
-                f"training.{key} = {getattr(training, key)!r} has no place beside [privacy]: {reason}; leave it out"
             )
 
 

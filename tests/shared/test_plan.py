@@ -87,6 +87,10 @@ def test_a_plan_can_not_be_changed() -> None:
         ({"privacy": {**PRIVATE, "clipping": "layers"}}, r"privacy\.clipping: .*'flat', 'per-layer' or 'adaptive'"),
         ({"privacy": {**PRIVATE, "clipping_quantile": 0.9}}, "clipping_quantile is for clipping = 'adaptive'"),
         ({"privacy": {**PRIVATE, "micro_batch": 0}}, r"privacy\.micro_batch: .*greater than or equal to 1"),
+        (
+            {"privacy": PRIVATE, "training": {"gradient_clip": 1}},
+            r"gradient_clip = 1\.0 .*clipping_norm",
+        ),
         ({"privacy": {**PRIVATE, "sampling": "shuffled"}}, r"privacy\.sampling: .*Poisson.*leave the key out"),
     ],
 )

@@ -15,7 +15,7 @@ from astrofed.client.privacy import dpsgd
 from astrofed.client.privacy.clipping import Flat
 from astrofed.client.privacy.dpsgd import Mechanism, sampling, train_privately
 from astrofed.client.privacy.gradients import Units
-from astrofed.client.privacy.refusals import ClippedTwice, CouplesUnits, KeepsData
+from astrofed.client.privacy.refusals import CouplesUnits, KeepsData, NotWithPrivacy
 from astrofed.client.privacy.units import Rows
 from astrofed.client.task import TrainInstruction
 from astrofed.client.training import TrainingDiverged
@@ -222,7 +222,7 @@ def test_layers_that_couple_units_are_refused_by_name(layer: nn.Module) -> None:
 
 
 def test_a_second_clipping_is_refused() -> None:
-    with pytest.raises(ClippedTwice, match=r"gradient_clip = 1 .*privacy\.clipping_norm"):
+    with pytest.raises(NotWithPrivacy, match=r"gradient_clip = 1\.0 .*privacy\.clipping_norm"):
         trained(Vector(2), (torch.ones(3, 2),), training=PLAIN.model_copy(update={"gradient_clip": 1.0}))
 
 
