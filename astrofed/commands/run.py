@@ -51,7 +51,9 @@ def simulate(
 
 
 def train(
-    plan: PlanFile,
+    plan: Annotated[
+        Path | None, typer.Argument(help="The plan; by default that of the mode in ./configs.", show_default=False)
+    ] = None,
     mode: Annotated[str | None, typer.Option("--mode", help="Override the plan's mode.")] = None,
     participants: Annotated[
         int | None,
@@ -99,7 +101,17 @@ def train(
             return single(loaded)
         return loaded if participants is None else with_trainers(loaded, participants)
 
-    _run(plan, given, plugin, out, resume=resume, as_json=as_json, chosen=chosen)
+    _run(plan or _usual(mode), given, plugin, out, resume=resume, as_json=as_json, chosen=chosen)
+
+
+def _usual(mode: str | None) -> Path:
+    """Return the plan in ./configs, as in a checkout, that shows a mode."""
+    from astrofed.shared.plan import PlanError
+
+    found = Path("configs") / f"{'quickstart' if mode in (None, 'single', 'federated') else mode}.toml"
+    if not found.is_file():
+        raise PlanError(f"no plan was given, and there is no {found} here; give the path of a plan")
+    return found
 
 
 def _overrides(overrides: list[str] | None, engine: Engine | None) -> list[str]:

@@ -28,7 +28,7 @@ from astrofed.client.privacy.gradients import (
 Chosen = NDArray[np.intp]
 P = TypeVar("P")
 IN_MEMORY = 256 * 2**20  # bytes of gradients at once, where the plan doesn't say how many units
-HALVES = 2**20  # bytes of layers' outputs; units that have twice as many are taken in two halves
+LARGE = 2**20  # bytes that layers put out for one unit, from which on units are taken one by one on a CPU
 CLOSE = 1e-3  # relative; forms of gradients that differ by more are not of the same thing
 ROUNDING = 1e-6  # of the whole gradient: differences in one parameter that float32 makes
 
@@ -52,7 +52,6 @@ class Rows:
         """`micro_batch`: units whose gradients are taken at once."""
         self._tensors, self._loss, self._micro_batch = tensors, loss, micro_batch
         self._form: Form | None = None
-        self._outputs: int | None = None  # bytes that layers put out for one unit
 
     def __len__(self) -> int:
         return len(self._tensors[0])
@@ -62,21 +61,10 @@ class Rows:
         if not len(chosen):
             return
         form = self._form = self._form or cheapest_form(model, self._batch(chosen[:2]), self._loss)
-        size = self._micro_batch or self._size(model, form, chosen)
+        fits = IN_MEMORY // max(1, form.numbers(model) * next(model.parameters()).element_size())
+        size = self._micro_batch or (1 if isinstance(form, OneByOne) else max(1, fits))
         for start in range(0, len(chosen), size):
             yield form(model, self._batch(chosen[start : start + size]), self._loss)
-
-    def _size(self, model: nn.Module, form: Form, chosen: Chosen) -> int:
-        """Return how many units to take at once.
-
-        Vectorised, a network of convolutions takes about twice plain training's memory, and by halves about as much.
-        Halves take some more time, because each is begun anew; for small networks that is most of the time.
-        """
-        if self._outputs is None:
-            self._outputs = _outputs(model, self._batch(chosen[:1]), self._loss)
-        fits = max(1, IN_MEMORY // max(1, form.numbers(model) * next(model.parameters()).element_size()))
-        half = -(-len(chosen) // 2) if len(chosen) * self._outputs >= 2 * HALVES else len(chosen)
-        return min(fits, half)
 
     def _batch(self, chosen: Chosen) -> Units:
         rows = torch.from_numpy(chosen)
@@ -107,12 +95,16 @@ class Parts(Generic[P]):
 def cheapest_form(model: nn.Module, batch: Units, loss: UnitLoss) -> Form:
     """Return the cheapest form of gradients that is right for the model, tried on up to two units of `batch`.
 
-    In a network of convolutions writing gradients out together took 1.4 to 2.1 times plain training's time, one by one
-    1.8 to 4; in a wide perceptron 46 and 18 times, factored 1.8 (one thread, noise left out).
+    In a small network of convolutions writing gradients out together took 1.7 times plain training's time, one by one
+    10; in the datacube network 1.5 and 1.4, at half of the memory; in a wide perceptron 46 and 18, factored 1.8 (one
+    thread, noise left out).
     """
     few = tuple(tensor[:2] for tensor in batch)
     factored = Factored(model, loss, tuple(tensor[:1] for tensor in few))
-    for form in (factored, Together()) if factored.worthwhile(model) else (Together(),):
+    forms: tuple[Form, ...] = (factored,) if factored.worthwhile(model) else ()
+    if not (few[0].is_cpu and _outputs(model, tuple(tensor[:1] for tensor in few), loss) >= LARGE):
+        forms = (*forms, Together())
+    for form in forms:
         try:
             if _agrees(form, model, few, loss):
                 form(model, few, loss)  # in the mode that the model trains in

@@ -67,6 +67,16 @@ def test_people_see_a_table(plan: Path, tmp_path: Path) -> None:
     assert "loss" in done.stdout and "report.html" in done.stdout and "round 1 of 1" in done.stdout
 
 
+def test_training_without_a_plan_takes_the_modes_own_from_the_folder_of_plans(plan: Path, tmp_path: Path) -> None:
+    plan.rename(tmp_path / "quickstart.toml")
+    none = astrofed("train", "--mode", "meta", cwd=tmp_path)
+    assert none.returncode == 2 and "no plan was given, and there is no configs/meta.toml here" in none.stderr
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "quickstart.toml").rename(tmp_path / "configs" / "quickstart.toml")
+    done = astrofed("train", "--rounds", "1", cwd=tmp_path)
+    assert done.returncode == 0 and (tmp_path / "runs" / "small" / "report.html").is_file(), done.stderr
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
