@@ -43,7 +43,7 @@ class WrittenOut:
 
     def __init__(self, gradients: list[Tensor]) -> None:
         self.gradients = gradients
-        self.squares = torch.stack([square_lengths(g) for g in gradients], dim=1)
+        self.squares = all_square_lengths(gradients)
         finite = self.squares.isfinite().all(dim=1)
         if not bool(finite.all()):
             self.gradients = [without(g, finite) for g in gradients]
@@ -51,6 +51,10 @@ class WrittenOut:
 
     def add_weighted(self, factors: Tensor, totals: Sequence[Tensor]) -> None:
         """See `Gradients`."""
+        if len(factors) == 1:  # at once what would be a call for each parameter, and then for each unit
+            parts = torch._foreach_mul([rows[0] for rows in self.gradients], factors[0].tolist())
+            torch._foreach_add_(list(totals), parts)
+            return
         for total, factor, rows in zip(totals, factors.unbind(1), self.gradients, strict=True):
             add_rows(total, factor, rows)
 
@@ -134,6 +138,13 @@ def add_rows(total: Tensor, factor: Tensor, rows: Tensor) -> None:
 def square_lengths(rows: Tensor) -> Tensor:
     """Return [unit]: the squared length of each unit's part of [unit, …]."""
     return torch.linalg.vector_norm(rows, dim=tuple(range(1, rows.ndim))).square() if rows.ndim > 1 else rows.square()
+
+
+def all_square_lengths(gradients: Sequence[Tensor]) -> Tensor:
+    """Return [unit, parameter]: the squared lengths of units' parts of each of `gradients` [unit, …]."""
+    if len(gradients[0]) == 1:  # as above
+        return torch.stack(torch._foreach_norm(list(gradients)))[None].square()
+    return torch.stack([square_lengths(rows) for rows in gradients], dim=1)
 
 
 def without(rows: Tensor, kept: Tensor) -> Tensor:
