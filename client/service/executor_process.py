@@ -20,6 +20,7 @@ from astrofed.client.service.home import Home
 from astrofed.client.service.sealed import Sealed
 from astrofed.shared.blobs import Blobs
 from astrofed.shared.errors import AstrofedError
+from astrofed.shared.memory import allow
 
 
 def main() -> None:
@@ -58,6 +59,8 @@ def _prepare(home: Path) -> Callable[[bytes], tuple[str, list[bytes]]]:
 
     site = Home.open(home)
     site.load_plugins()
+    if site.file.limits.memory_gb is not None:
+        allow(int(site.file.limits.memory_gb * 1e9))
     app, blobs = build_client_app(site.open_site), Blobs(site.blobs)
 
     def answer(data: bytes) -> tuple[str, list[bytes]]:

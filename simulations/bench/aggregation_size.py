@@ -21,6 +21,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from pydantic import TypeAdapter
 
 from astrofed.server.aggregation.passes import MANY
+from astrofed.shared.memory import free_memory
 from astrofed.simulations.bench.aggregation_peers import (
     BYZFL_NUMPY,
     FLOWER,
@@ -36,7 +37,7 @@ from astrofed.simulations.bench.aggregation_reference import expected_weights, l
 from astrofed.simulations.bench.aggregation_result import PeerTime, RuleRow, Size
 from astrofed.simulations.bench.aggregation_work import CASES, KINDS, MIXED, NAME, Case, Replies
 from astrofed.simulations.bench.bandwidth import read_bandwidth
-from astrofed.simulations.bench.memory import free_memory, peak_beyond
+from astrofed.simulations.bench.memory import peak_beyond
 from astrofed.simulations.bench.others import Others
 from astrofed.simulations.bench.turns import Call, alternate, ratio
 

@@ -27,16 +27,6 @@ def peak_beyond(call: Callable[[], ResultT]) -> tuple[ResultT, int | None]:
     return result, max(0, _status("VmHWM") - before)
 
 
-def free_memory() -> int | None:
-    """Return the bytes that new work can take without swapping; None where the kernel does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    found = [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
-    return found[0] if found else None
-
-
 def peak_of(process: int) -> int | None:
     """Return the most bytes that another process has held; None where the kernel does not say."""
     try:
