@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
@@ -17,6 +18,7 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
+from astrofed.client.fitting import Pieces, Split
 from astrofed.client.optimizers import make_optimizer, optimizer_for
 from astrofed.client.precision import Profile, checkpointed, computed_as, deterministic, profiling
 from astrofed.client.stepping import Stepper
@@ -70,6 +72,9 @@ def train_locally(
     training: Training,
     instruction: TrainInstruction,
     rounds: int,
+    *,
+    split: Split[B] | None = None,
+    at_once: int = 1,
 ) -> LocalFit:
     """Train `model` in place for one round and return the mean loss.
 
@@ -83,9 +88,12 @@ def train_locally(
         training: the plan's section; `max_steps` ends the round early.
         instruction: round, seed, and FedProx's mu: adds mu/2 · |w − w_global|² (Li et al. 2020, section 3.2).
         rounds: how many rounds the run has, for the learning rate's cosine.
+        split: how batches are taken in pieces where memory can't hold one; None: never.
+        at_once: how many clients train on this machine at the same time.
 
     Raises:
         TrainingDiverged: the loss became NaN or infinite.
+        SampleTooLarge: not even one sample of a batch fits into memory.
     """
     rate = learning_rate(training, instruction.round, rounds)
     module = _take(model, loss, training, instruction.proximal_mu, rate)
@@ -94,22 +102,28 @@ def train_locally(
         model.train()
     if isinstance(model, Model):
         model.begin_round()
-    with (
-        checkpointed(model, training),
-        deterministic(training),
-        profiling(f"round-{instruction.round:05d}-{instruction.seed:x}") as profile,
-    ):
-        if model in _without_draws:
-            steps = _fit(module, batches, training, generator, profile)
-        else:
-            with torch_seeded(instruction.seed):
-                before = torch.get_rng_state()
-                steps = _fit(module, batches, training, generator, profile)
-                if torch.equal(torch.get_rng_state(), before):
-                    _without_draws.add(model)
+    pieces = None
+    if split is not None and training.optimizer != "sophia":  # whose curvature is of a whole batch
+        network, draws = module.work.computed or model, model not in _without_draws
+        pieces = Pieces(split, model, partial(loss, network), training, at_once=at_once, draws=draws)
+    try:
+        with (
+            checkpointed(model, training),
+            deterministic(training),
+            profiling(f"round-{instruction.round:05d}-{instruction.seed:x}") as profile,
+        ):
+            if model in _without_draws:
+                steps = _fit(module, batches, training, generator, profile, pieces)
+            else:
+                with torch_seeded(instruction.seed):
+                    before = torch.get_rng_state()
+                    steps = _fit(module, batches, training, generator, profile, pieces)
+                    if torch.equal(torch.get_rng_state(), before):
+                        _without_draws.add(model)
+    finally:
+        for weight in module.work.weights:
+            weight.grad = None
     losses = module.work.losses
-    for weight in module.work.weights:
-        weight.grad = None
     del module.model, module.work  # which hold on to the site's data
     _idle.append(module)
     mean = sum(value.item() for value in losses) / len(losses) if losses else 0.0
@@ -201,15 +215,21 @@ def _fit(
     training: Training,
     generator: torch.Generator,
     profile: Profile | None,
+    pieces: Pieces[B] | None,
 ) -> int:
     """Run the round's epochs and return the number of steps."""
     optimizer = module.configure_optimizers()
     step = inspect.unwrap(type(optimizer).step)  # without hooks and profiler's marks: nobody else knows this optimiser
     plain = training.accumulate == 1 and training.precision != "fp16" and training.optimizer != "sophia"
-    stepper = None if plain else Stepper(module, optimizer, generator)
+    stepper = None if plain else Stepper(module, optimizer, generator, pieces)
     index = 0
     for _ in range(training.epochs):
         for batch in batches(generator):
+            if pieces is not None and stepper is None:
+                if pieces.ample(batch):
+                    pieces = None
+                else:
+                    stepper = Stepper(module, optimizer, generator, pieces)
             if stepper is not None:
                 done = stepper.feed(batch)
             else:

@@ -13,6 +13,7 @@ class Training(Section):
     epochs: Annotated[int, Field(ge=1)] = 1
     max_steps: Annotated[int, Field(ge=1)] | None = None
     batch_size: Annotated[int, Field(ge=1)] = 4
+    """Samples whose mean loss a gradient is of; a site whose memory can't hold them takes them in pieces by itself."""
     accumulate: Annotated[int, Field(ge=1)] = 1
     """Batches whose gradients are averaged for one step."""
     optimizer: Literal["adamw", "adam", "sgd", "lion", "muon", "sophia"] = "adamw"

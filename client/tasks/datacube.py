@@ -174,7 +174,10 @@ class DatacubeEmulation(Task):
 
             whole = Parts([lambda: source(generator)], share)
             return TrainOutcome(len(samples), self.protection().train(model, whole, instruction))
-        fit = train_locally(model, source, loss, training, instruction, self.plan.rounds)
+        plan, split = self.plan, self._objective.split
+        fit = train_locally(
+            model, source, loss, training, instruction, plan.rounds, split=split, at_once=plan.engine.workers
+        )
         return TrainOutcome(num_examples=len(samples), metrics={"loss": fit.loss})
 
     def evaluate(self, model: nn.Module, statistics: Statistics, *, with_baselines: bool) -> dict[str, float]:

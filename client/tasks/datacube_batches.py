@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from astrofed.client.fitting import Split
 from astrofed.client.tasks.datacube_samples import Sample, World
 from astrofed.client.tasks.datacube_scales import Scales
 from astrofed.shared.models.datacube_layout import COORDINATES
@@ -20,6 +21,14 @@ class Batch:
     last: Tensor  # [batch, variable, 1, geological_time, lev, lat, lon]
     target: Tensor  # [batch, variable, climate_time = months_out, geological_time, lev, lat, lon]
     samples: tuple[Sample, ...]
+
+    def at(self, rows: Tensor) -> "Batch":
+        """Return the samples with these indices [sample]."""
+        chosen = tuple(self.samples[row] for row in rows.tolist())
+        return Batch(self.state[rows], self.forcing[rows], self.last[rows], self.target[rows], chosen)
+
+
+SPLIT: Split[Batch] = Split(lambda batch: batch.state.shape, Batch.at)
 
 
 def stack(world: World, samples: Sequence[Sample], scales: Scales) -> Batch:

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from astrofed.client.fitting import Split
 from astrofed.client.site import Site
-from astrofed.client.tasks.datacube_batches import Batch
+from astrofed.client.tasks.datacube_batches import SPLIT, Batch
 from astrofed.client.tasks.datacube_forecast import Forecaster
 from astrofed.client.tasks.datacube_physics import PhysicsTerm
 from astrofed.client.tasks.datacube_samples import World
@@ -37,6 +38,15 @@ class Objective:
         self._site, self._forecaster = site, forecaster
         self._balanced = plan.physics.balance == "gradient"
         self._physics = PhysicsTerm(plan.physics.weights, variables) if plan.physics.weights else None
+
+    @property
+    def split(self) -> Split[Batch] | None:
+        """How batches are taken in pieces; None where the loss is no mean over samples.
+
+        It is none where penalties are scaled by a whole batch's gradients, or an attack spoils some samples of each.
+        """
+        whole = self._balanced or self._site.corrupt_inputs is not None or self._site.corrupt_targets is not None
+        return None if whole else SPLIT
 
     def loss(
         self, world: World, scales: Scales, months: int | None = None, *, physics: bool = True

@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
+from astrofed.client.fitting import COLUMNS
 from astrofed.client.site import Site, SiteSummary
 from astrofed.client.task import Statistics, Task, TrainInstruction, TrainOutcome
 from astrofed.client.tasks.deep_time_histories import History, NoHistory, read_history
@@ -98,7 +99,10 @@ class DeepTime(Task):
             for chosen in torch.split(order, self.plan.training.batch_size):
                 yield windows[chosen], found.given.expand(len(chosen), -1), ageing[chosen]
 
-        fit = train_locally(model, batches, _loss, self.plan.training, instruction, self.plan.rounds)
+        plan = self.plan
+        fit = train_locally(
+            model, batches, _loss, plan.training, instruction, plan.rounds, split=COLUMNS, at_once=plan.engine.workers
+        )
         return TrainOutcome(len(windows), {"loss": fit.loss})
 
     def evaluate(self, model: nn.Module, statistics: Statistics, *, with_baselines: bool) -> dict[str, float]:

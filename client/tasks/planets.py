@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
+from astrofed.client.fitting import COLUMNS
 from astrofed.client.privacy.gradients import Units
 from astrofed.client.privacy.protection import Protection
 from astrofed.client.privacy.refusals import check_unit
@@ -114,7 +115,10 @@ class PlanetSurrogate(Task):
             for chosen in torch.split(order, self.plan.training.batch_size):
                 yield tuple(column[chosen] for column in rows)
 
-        fit = train_locally(model, batches, _loss, self.plan.training, instruction, self.plan.rounds)
+        plan = self.plan
+        fit = train_locally(
+            model, batches, _loss, plan.training, instruction, plan.rounds, split=COLUMNS, at_once=plan.engine.workers
+        )
         return TrainOutcome(len(planets), {"loss": fit.loss})
 
     def evaluate(self, model: nn.Module, statistics: Statistics, *, with_baselines: bool) -> dict[str, float]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from astrofed.client.data.cube import read_cube
 from astrofed.client.data.world import Cube
+from astrofed.client.fitting import Split
 from astrofed.client.privacy.protection import Protection
 from astrofed.client.privacy.refusals import check_unit
 from astrofed.client.privacy.units import Parts
@@ -50,6 +51,13 @@ class Batch(NamedTuple):
     views: Sequence[Observations]
     targets: Tensor  # [sample, target]
     given: Tensor  # [sample, target]
+
+    def at(self, rows: Tensor) -> "Batch":
+        """Return the samples with these indices [sample]."""
+        return Batch([view.at(rows) for view in self.views], self.targets[rows], self.given[rows])
+
+
+SPLIT: Split[Batch] = Split(lambda batch: (len(batch.targets), len(batch.views)), Batch.at)
 
 
 class MultimodalSurrogate(Task):
@@ -138,7 +146,16 @@ class MultimodalSurrogate(Task):
 
                 whole = Parts([lambda: source(generator)], share)
                 return TrainOutcome(len(samples), self._protect().train(model, whole, instruction))
-            fit = train_locally(model, source, self._loss, training, instruction, self.plan.rounds)
+            fit = train_locally(
+                model,
+                source,
+                self._loss,
+                training,
+                instruction,
+                self.plan.rounds,
+                split=SPLIT,
+                at_once=self.plan.engine.workers,
+            )
         return TrainOutcome(len(samples), {"loss": fit.loss})
 
     def evaluate(self, model: nn.Module, statistics: Statistics, *, with_baselines: bool) -> dict[str, float]:
