@@ -67,6 +67,9 @@ class Rows:
             yield form(model, self._batch(chosen[start : start + size]), self._loss)
 
     def _batch(self, chosen: Chosen) -> Units:
+        first, last = int(chosen[0]), int(chosen[-1])
+        if np.array_equal(chosen, np.arange(first, last + 1)):  # neighbours, as one unit or all of them: no copy
+            return tuple(tensor[first : last + 1] for tensor in self._tensors)
         rows = torch.from_numpy(chosen)
         return tuple(tensor[rows] for tensor in self._tensors)
 
