@@ -223,11 +223,8 @@ class Node:
             except RunOver:
                 self.diary.say("a reply's run is over; it is given up")
                 self._forget(question)
-            except TooLarge as error:
+            except (TooLarge, WrongBlob) as error:
                 self._tell_instead(question, reply, f"{error}")
-            except WrongBlob as error:
-                self.diary.warn(f"{error}; it is given up")
-                self._forget(question)
             except BadAnswer as error:
                 self.diary.warn(f"{error}; the reply is kept and sent again")
                 self._resend[question] = now + _LONGEST_BACKOFF_S

@@ -38,7 +38,9 @@ def refusal(address: str, path: str, status: int, headers: Mapping[str, str]) ->
         return NotAdmitted(f"{address} does not accept this node's key: not enrolled there, or revoked{_skew(headers)}")
     if status == 413:
         return TooLarge(f"{address} takes no request as large as this reply's")
-    if status in (408, 425, 429, 502, 503, 504, 507):
+    if status == 507:
+        return Unreachable(f"{address} takes nothing: its disk is full (HTTP 507); its operator has to free space")
+    if status in (408, 425, 429, 502, 503, 504):
         return Unreachable(f"{address} is not ready (HTTP {status})")
     return BadAnswer(f"{address} answered {path} with HTTP {status}")
 

@@ -5,7 +5,6 @@ from typing import Any
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
-NO_ROOM = 507  # Insufficient Storage (RFC 4918)
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 

@@ -92,7 +92,7 @@ class Gateway:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         transport = httpx.AsyncHTTPTransport(uds=str(link), limits=limits)
         self._link = httpx.AsyncClient(transport=transport, timeout=LONGEST_WAIT_S + 40.0)
-        self._blobs = BlobRelay(blobs, self._ask_link, settings.request_timeout_s, settings.max_reply_mb * 2**20)
+        self._blobs = BlobRelay(blobs, self._ask_link, settings.request_timeout_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward a request, or refuse it."""

@@ -17,7 +17,16 @@ from typing import Any
 import httpx
 
 from astrofed.server.service.asgi import Receive, Refused, Scope, Send, answer, headers_of
-from astrofed.shared.blobs import PULL_BLOB, PUSH_BLOB, SIZE_HEADER, START_HEADER, STEP, open_part, write_all
+from astrofed.shared.blobs import (
+    NO_ROOM,
+    PULL_BLOB,
+    PUSH_BLOB,
+    START_HEADER,
+    STEP,
+    open_part,
+    room_for,
+    write_all,
+)
 
 BLOB_COME = "/run/blob-come"
 BLOB_PATHS = frozenset({PULL_BLOB, PUSH_BLOB})
@@ -31,9 +40,9 @@ AskLink = Callable[[str, bytes, Headers, str], Awaitable[httpx.Response]]
 class BlobRelay:
     """Moves blobs for sites that have been admitted."""
 
-    def __init__(self, folder: Path, ask_link: AskLink, patience_s: float, largest: int) -> None:
-        """`patience_s`: how long one step may take; `largest`: bytes of a reply's blob."""
-        self._folder, self._ask_link, self._patience_s, self._largest = folder, ask_link, patience_s, largest
+    def __init__(self, folder: Path, ask_link: AskLink, patience_s: float) -> None:
+        """`patience_s`: how long one step may take."""
+        self._folder, self._ask_link, self._patience_s = folder, ask_link, patience_s
         self._moving: Counter[str] = Counter()
 
     async def give(self, scope: Scope, receive: Receive, send: Send, site: str) -> int:
@@ -77,8 +86,6 @@ class BlobRelay:
             Refused: the site may not send it, or it does not go on where it was; or the disk is full.
         """
         with self._turn(site):
-            if _number(scope, SIZE_HEADER, site) > self._largest:
-                raise Refused(413, f"a reply may have {self._largest} bytes", "blob too large", site)
             found, start = await self._ask(scope, site), _number(scope, START_HEADER, site)
             come, size, end = int(found["come"]), int(found["size"]), start
             if start > come:
@@ -86,7 +93,10 @@ class BlobRelay:
             if not found["file"]:  # there is this content already
                 await self._nothing_more(receive, site)
             else:
-                end = await self._write(receive, self._folder / found["file"], start, size, site)
+                path = self._folder / found["file"]
+                with _told_if_full(site):
+                    room_for(path, size)
+                end = await self._write(receive, path, start, size, site)
                 if max(come, end) == size:
                     asked = json.dumps({"part": found["file"]}).encode()
                     _good(await self._ask_link(BLOB_COME, asked, (), site), site)
@@ -95,8 +105,8 @@ class BlobRelay:
 
     async def _write(self, receive: Receive, path: Path, at: int, size: int, site: str) -> int:
         """Write what comes to a file; return where it ends."""
-        file, more = open_part(path), True
-        try:
+        with _told_if_full(site), _open(path) as file:
+            more = True
             while more:
                 step = bytearray()
                 try:
@@ -112,12 +122,6 @@ class BlobRelay:
                     raise Refused(413, "Content Too Large", "more of a blob than was announced", site)
                 await asyncio.to_thread(write_all, file, memoryview(step), at)
                 at += len(step)
-        except OSError as error:
-            raise Refused(
-                507, "the server's disk is full", f"a blob can't be written: {error.strerror}", site
-            ) from error
-        finally:
-            os.close(file)
         return at
 
     async def _nothing_more(self, receive: Receive, site: str) -> None:
@@ -149,6 +153,25 @@ class BlobRelay:
             self._moving[site] -= 1
 
 
+@contextmanager
+def _open(path: Path) -> Iterator[int]:
+    file = open_part(path)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def _told_if_full(site: str) -> Iterator[None]:
+    """Refuse what the disk does not take; what has come stays, so that it goes on when there is room."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"a blob can't be written: {error.strerror}"
+        raise Refused(NO_ROOM, "the server's disk is full", reason, site) from error
+
+
 def _number(scope: Scope, header: str, site: str) -> int:
     given = headers_of(scope).get(header, "")
     if not given.isdecimal() or len(given) > 20:
@@ -159,5 +182,5 @@ def _number(scope: Scope, header: str, site: str) -> int:
 def _good(answered: httpx.Response, site: str) -> httpx.Response:
     if answered.status_code != 200:
         public = str(answered.json().get("detail", "refused"))
-        raise Refused(answered.status_code, public, "the link refuses a blob", site)
+        raise Refused(answered.status_code, public, f"the link refuses a blob: {public}", site)
     return answered

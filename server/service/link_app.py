@@ -26,15 +26,16 @@ from flwr.supercore.error.catalog import API_ERROR_MAP
 from flwr.supercore.object_store import NoObjectInStoreError
 from sqlalchemy.exc import OperationalError
 
-from astrofed.server.service.asgi import NO_ROOM, Receive, Scope, Send, answer, headers_of
+from astrofed.server.service.asgi import Receive, Scope, Send, answer, headers_of
 from astrofed.server.service.frames import LARGEST_BODY, BadFrames, join_frames, split_frames
 from astrofed.server.service.gateway_blobs import BLOB_COME
 from astrofed.server.service.home import ServerHome
-from astrofed.server.service.link_blobs import LinkBlobs
+from astrofed.server.service.link_blobs import LinkBlobs, NotAnnounced
 from astrofed.server.service.link_state import DELIVERY_S, FLEET, LinkRefused, LinkState, ReplyTooLarge, empty_pull
 from astrofed.server.service.node_signature import Caller, SignatureChecker, Unauthentic
 from astrofed.server.service.sites import Sites
-from astrofed.shared.blobs import PULL_BLOB, PUSH_BLOB, WrongBlob
+from astrofed.shared.blobs import NO_ROOM, PULL_BLOB, PUSH_BLOB, WRONG_BYTES, WrongBlob
+from astrofed.shared.packing import blob_id
 from astrofed.shared.waiting import LONGEST_WAIT_S, WAIT_HEADER
 
 PROTOBUF = "application/protobuf"
@@ -123,7 +124,14 @@ class LinkApp:
     async def _blob_come(self, body: bytes) -> tuple[int, bytes]:
         """Check a blob that the gateway has wholly received; whoever waits for its message hears of it."""
         part = json.loads(body)["part"]
-        await asyncio.to_thread(self._blobs.finish, part)
+        try:
+            await asyncio.to_thread(self._blobs.finish, part)
+        except WrongBlob as error:
+            log.warning("a reply is not taken: %s", error)
+            return WRONG_BYTES, b'{"detail": "other bytes than announced"}'
+        except NotAnnounced as error:
+            log.info("%s", error)
+            return 503, b'{"detail": "the server is starting; try again"}'
         self._tell_workers()
         return 200, b"{}"
 
@@ -228,7 +236,8 @@ class LinkApp:
         for reply in replies:
             content, room = self._state.contents(reply.tree, room)
             frames += [reply.message.SerializeToString(), reply.tree.SerializeToString(), join_frames(content)]
-        header = json.dumps({"offline": offline}).encode()
+        seals = {blob: self._state.objects.blobs.seal(blob) for each in replies if (blob := blob_id(each.tree))}
+        header = json.dumps({"offline": offline, "seals": seals}).encode()
         return join_frames([header, *frames]), bool(replies or offline)
 
     async def _object(self, body: bytes) -> tuple[int, bytes]:

@@ -6,11 +6,15 @@ checked against its name before its message counts as complete.
 
 from collections.abc import Mapping
 
-from astrofed.server.service.link_state import LinkRefused, LinkState
+from astrofed.server.service.link_state import LinkRefused, LinkState, ReplyTooLarge
 from astrofed.shared.blobs import BLOB_HEADER, MESSAGE_HEADER, RUN_HEADER, SIZE_HEADER, Blob
 from astrofed.shared.packing import blob_id
 
 MOST_HELD = 4  # blobs of one node's replies that nobody has fetched yet
+
+
+class NotAnnounced(LinkRefused):
+    """A blob of which this process has not heard; who sends it asks again."""
 
 
 class LinkBlobs:
@@ -39,13 +43,14 @@ class LinkBlobs:
         """Return the file that a node may write a blob to, how much of it is there, and how much it is to be.
 
         Raises:
-            LinkRefused: the blob belongs to no reply of that node, is too large, or the node has sent too many.
+            LinkRefused: the blob belongs to no reply of that node, or the node has sent too many.
+            ReplyTooLarge: it is larger than the server takes.
         """
         run, message, blob = _named(headers)
         if not self._state.replied(node, run, message) or not self._belongs(message, blob):
             raise LinkRefused(f"blob {blob.id[:12]}… is not of a reply by node {node}")
         if blob.size > self._max_reply:
-            raise LinkRefused(f"a reply of more than {self._max_reply} bytes")
+            raise ReplyTooLarge(f"a reply of more than {self._max_reply} bytes")
         if self._blobs.has(blob.id):
             return {"file": "", "come": blob.size, "size": blob.size}
         held = {each for each in self._held.get(node, set()) if each in self._objects} | {blob.id}
@@ -61,11 +66,11 @@ class LinkBlobs:
         """Check a blob that has wholly come.
 
         Raises:
-            LinkRefused: nobody may send it.
+            NotAnnounced: this process does not know it: it was started anew meanwhile, or nobody may send it.
             WrongBlob: it is not what its name says; it is deleted.
         """
         if part not in self._coming:
-            raise LinkRefused(f"blob {part[:12]}… was not announced")
+            raise NotAnnounced(f"blob {part[:12]}… was not announced")
         node, blob = self._coming.pop(part)
         self._blobs.finish(blob, str(node))
 

@@ -28,11 +28,10 @@ from flwr.supercore.inflatable.inflatable_object import (
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.task_identity import TaskIdentity
 
-from astrofed.server.service.asgi import NO_ROOM
 from astrofed.server.service.frames import LARGEST_BODY, join_frames, split_frames
 from astrofed.server.service.link_objects import object_ids
 from astrofed.shared import packing, records
-from astrofed.shared.blobs import Blobs
+from astrofed.shared.blobs import NO_ROOM, Blobs
 from astrofed.shared.errors import AstrofedError, UserMistake
 
 LINK_PATIENCE_S = 120.0  # a link that was killed is back within seconds
@@ -249,10 +248,12 @@ class LinkGrid(Grid):
         for envelope in frames:
             proto, tree = ProtoMessage.FromString(bytes(envelope)), ObjectTree.FromString(bytes(next(frames)))
             contents = {get_object_id(bytes(each)): bytes(each) for each in split_frames(bytes(next(frames)))}
-            replies.append(self._open(proto, tree, contents))
+            replies.append(self._open(proto, tree, contents, header["seals"]))
         return replies
 
-    def _open(self, proto: ProtoMessage, tree: ObjectTree, contents: dict[str, bytes]) -> Message:
+    def _open(
+        self, proto: ProtoMessage, tree: ObjectTree, contents: dict[str, bytes], seals: Mapping[str, int]
+    ) -> Message:
         """Return a node's reply; one that can't be read is an error reply that says so."""
         envelope = message_from_proto(proto)
         if envelope.has_error():
@@ -266,7 +267,7 @@ class LinkGrid(Grid):
             content = inner.content if isinstance(inner, Message) else None
             if content is None:
                 raise TypeError(f"a {type(inner).__name__} is no message")
-            plain = self._unpacked(content, blob)
+            plain = self._unpacked(content, blob, seals)
         except Exception as error:  # noqa: BLE001 - bytes from outside: whatever they break is that site's failure alone
             reason = f"the reply can't be read: {type(error).__name__}: {str(error)[:200]}"
             return self._error(proto.metadata.reply_to_message_id, UNREADABLE, reason)
@@ -276,13 +277,15 @@ class LinkGrid(Grid):
             return self._error(proto.metadata.reply_to_message_id, UNREADABLE, reason)
         return records.with_content(envelope, plain)
 
-    def _unpacked(self, content: RecordDict, allowed: str | None) -> RecordDict:
+    def _unpacked(self, content: RecordDict, allowed: str | None, seals: Mapping[str, int]) -> RecordDict:
         """Return a reply's content; the only blob that it may name is its own."""
         if not packing.is_packed(content):
             return content
         named = packing.blob_of(content.config_records[packing.NAME])
         if named is not None and named.id != allowed:
             raise packing.MalformedPack("the reply names a blob that is not its own")
+        if named is not None:
+            self._blobs.check(named, seals.get(named.id))  # the link's: it was right when it came
         return packing.unpack(content, self._blobs)
 
     def _error(self, question: str, code: int, reason: str) -> Message:

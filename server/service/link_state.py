@@ -206,6 +206,9 @@ class LinkState:
             return self._push_object(request, node)
         if isinstance(request, ActivateNodeRequest):
             self._offer_again(node, 0.0)
+        if isinstance(request, PushMessagesRequest):
+            for message in request.messages_list:
+                self._make_way(message.metadata.reply_to_message_id, message.metadata.message_id, node)
         found: bytes = FLEET[path][1](request, self._state).SerializeToString()
         return found
 
@@ -224,20 +227,26 @@ class LinkState:
         if len(self._pushed) > _SESSIONS:
             self._pushed.popitem(last=False)
         if self._pushed[key] > self._max_reply:
-            self._drop_unfinished(request.run_id, node)
+            self._drop_unfinished("run_id", uint64_to_int64(request.run_id), node)
             raise ReplyTooLarge(f"a reply of more than {self._max_reply} bytes")
         self.objects.put(request.object_id, request.object_content)
         answer: bytes = PushObjectResponse(stored=True).SerializeToString()
         return answer
 
-    def _drop_unfinished(self, run_id: int, node: int) -> None:
-        """Forget a reply of which objects are missing, so that its node can say in another why there is none."""
+    def _make_way(self, question: str, reply: str, node: int) -> None:
+        """Forget a node's earlier reply to a question if it never came wholly: it says why there is none, or it was
+        killed and has another now. Flower takes one reply to a question and no second.
+        """
+        self._drop_unfinished("reply_to_message_id", question, node, reply)
+
+    def _drop_unfinished(self, column: str, value: str | int, node: int, keep: str = "") -> None:
+        """Forget those of a node's replies of which objects are missing."""
         rows = self._state.query(
-            "SELECT message_id FROM message_res WHERE run_id = :run AND src_node_id = :node",
-            {"run": uint64_to_int64(run_id), "node": uint64_to_int64(node)},
+            f"SELECT message_id FROM message_res WHERE {column} = :value AND src_node_id = :node",
+            {"value": value, "node": uint64_to_int64(node)},
         )
         for row in rows:
-            if not self.objects.is_complete(row["message_id"]):
+            if row["message_id"] != keep and not self.objects.is_complete(row["message_id"]):
                 self.objects.delete(row["message_id"])
                 self._state.query("DELETE FROM message_res WHERE message_id = :id", {"id": row["message_id"]})
 

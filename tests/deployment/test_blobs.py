@@ -1,8 +1,11 @@
 """Large arrays on their way: unchanged, between those alone whom they concern, and on from where they were cut off."""
 
+import errno
+import os
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.client import HTTPException
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,17 +15,19 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from astrofed.client.service import blob_transfer
 from astrofed.client.service.blob_transfer import BlobTransfer
 from astrofed.client.service.fleet import Fleet
-from astrofed.client.service.messages import blob_of, envelope, open_question, seal_reply
+from astrofed.client.service.messages import blob_of, envelope, error_instead, open_question, seal_reply
 from astrofed.client.service.refusals import BadAnswer, NotAdmitted, TooLarge, Unreachable
 from astrofed.client.service.sealed import Sealed
 from astrofed.server.service.link_grid import LinkGrid
 from astrofed.server.service.sites import Sites
 from astrofed.shared import records
 from astrofed.shared.arrays import from_numpy, to_numpy
-from astrofed.shared.blobs import Blob, Blobs, WrongBlob
+from astrofed.shared.blobs import STEP, Blob, Blobs, WrongBlob
+from astrofed.shared.files import CannotWrite
 from astrofed.shared.packing import Form
 
 VALUES = np.random.default_rng(1).random(5 * 2**20 // 8)
+LONG = np.zeros(32 * 2**20 // 8)  # more than the kernel holds of a connection
 LARGEST_MB = 8
 
 
@@ -79,8 +84,60 @@ def grid(running: Any, sites: dict[str, Site]) -> Iterator[LinkGrid]:
     assert list((running.home / "link" / "blobs").iterdir()) == []  # nothing of a run outlasts it
 
 
-def ask(grid: LinkGrid) -> str:
-    content = RecordDict({"arrays": from_numpy({"w": VALUES}), "config": ConfigRecord({"plan": ""})})
+class OnItsWay:
+    """`os`, as a site sees it that sends a blob: one bit can change there, or something happen, once, before a byte."""
+
+    def __init__(self) -> None:
+        self.starts: list[int] = []
+        self._change: int | None = None
+        self._calls: dict[int, Callable[[], None]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def change_at(self, at: int | None) -> None:
+        self._change = at
+
+    def call_at(self, at: int, what: Callable[[], None]) -> None:
+        self._calls[at] = what
+
+    def pread(self, file: int, count: int, at: int) -> bytes:
+        self.starts.append(at)
+        if at in self._calls:
+            self._calls.pop(at)()
+        data = os.pread(file, count, at)
+        return bytes([data[0] ^ 1]) + data[1:] if at == self._change else data
+
+
+@pytest.fixture
+def on_its_way(monkeypatch: pytest.MonkeyPatch) -> OnItsWay:
+    made = OnItsWay()
+    monkeypatch.setattr(blob_transfer, "os", made)
+    return made
+
+
+def some_has_come(server: Path, blob: Blob) -> bool:
+    return any(each.stat().st_size for each in server.glob(f"{blob.id}.*"))
+
+
+def pushed(site: Site, reply: Sealed) -> bool:
+    """Send a reply to a server that may not be there yet."""
+    try:
+        return site.fleet.push(reply)
+    except Unreachable:
+        return False
+
+
+def fetched(site: Site, claim: Sealed) -> bool:
+    """Fetch a question from a server that may not be there yet."""
+    try:
+        return bool(site.fleet.fetch(claim))
+    except Unreachable:
+        return False
+
+
+def ask(grid: LinkGrid, values: Any = VALUES) -> str:
+    content = RecordDict({"arrays": from_numpy({"w": values}), "config": ConfigRecord({"plan": ""})})
     (question,) = grid.push_messages([Message(content, grid.nodes["tess"], "train")])
     return question
 
@@ -131,20 +188,56 @@ def test_nobody_else_reads_or_writes_them(
         sites["revoked"].transfer.fetch(outside.run, outside.id, blob)
 
 
-def test_what_is_not_what_its_name_says_is_deleted_and_can_be_sent_again(
-    grid: LinkGrid, running: Any, sites: dict[str, Site]
+def flip(path: Path, at: int = 3 * STEP) -> None:
+    """Change one bit of a file."""
+    with path.open("r+b") as file:
+        file.seek(at)
+        changed = bytes([file.read(1)[0] ^ 1])
+        file.seek(at)
+        file.write(changed)
+
+
+def tell_instead(site: Site, reply: Sealed, reason: str) -> None:
+    """Send why there is no reply; the server has been told of that reply already, and takes this in its place."""
+    told = error_instead(reply, reason)
+    assert told is not None and site.fleet.push(told)
+
+
+def test_a_reply_that_changed_on_its_way_is_refused_and_sent_anew(
+    grid: LinkGrid, running: Any, sites: dict[str, Site], on_its_way: OnItsWay
 ) -> None:
     question, site = ask(grid), sites["tess"]
     reply, blob = site.reply(site.claim(), VALUES + 3)
-    path = site.blobs.folder / blob.id
-    right = path.read_bytes()
-    path.write_bytes(bytes(len(right)))
-    with pytest.raises(BadAnswer, match="HTTP 400"):
+    on_its_way.change_at(3 * STEP)
+    with pytest.raises(Unreachable, match="it is sent anew"):
         site.fleet.push(reply)
     assert not list((running.home / "link" / "blobs").glob(f"{blob.id}*"))
-    path.write_bytes(right)
+    assert "a reply is not taken: blob " in (running.home / "logs" / "link.log").read_text()
+    on_its_way.change_at(None)
     assert site.fleet.push(reply)
     assert np.array_equal(arrays(answer(grid, question).content), VALUES + 3)
+
+
+def test_a_reply_that_changed_on_its_sites_disk_is_refused_and_another_says_why(
+    grid: LinkGrid, sites: dict[str, Site]
+) -> None:
+    question, site = ask(grid), sites["tess"]
+    reply, blob = site.reply(site.claim(), VALUES + 5)
+    flip(site.blobs.folder / blob.id)
+    with pytest.raises(WrongBlob, match="on this disk") as caught:
+        site.fleet.push(reply)
+    tell_instead(site, reply, str(caught.value))
+    assert answer(grid, question).error.reason == str(caught.value)
+
+
+def test_a_reply_that_changed_on_the_servers_disk_is_not_used(
+    grid: LinkGrid, running: Any, sites: dict[str, Site]
+) -> None:
+    question, site = ask(grid), sites["tess"]
+    reply, blob = site.reply(site.claim(), VALUES + 6)
+    assert site.fleet.push(reply)
+    flip(running.home / "link" / "blobs" / blob.id)
+    assert "can't be read: WrongBlob" in answer(grid, question).error.reason
 
 
 def test_a_site_uses_nothing_that_is_not_what_its_name_says(
@@ -154,22 +247,107 @@ def test_a_site_uses_nothing_that_is_not_what_its_name_says(
     site = sites["tess"]
     site.blobs.sweep(())
     (sent,) = (running.home / "link" / "blobs").iterdir()
-    sent.write_bytes(bytes(sent.stat().st_size))
+    flip(sent)
     with pytest.raises(WrongBlob, match="other bytes"):
         site.fleet.fetch(site.claim())
     assert list(site.blobs.folder.iterdir()) == []
 
 
-def test_what_is_too_large_is_not_taken(grid: LinkGrid, sites: dict[str, Site]) -> None:
+@pytest.mark.parametrize("left", ["whole", "part"])
+def test_what_changed_at_the_site_since_it_came_is_fetched_anew(
+    grid: LinkGrid, sites: dict[str, Site], left: str
+) -> None:
     ask(grid)
     site = sites["tess"]
+    claim = site.claim()
+    blob = blob_of(site.fleet.fetch(claim))
+    assert blob is not None
+    whole = site.blobs.folder / blob.id
+    flip(whole, STEP)
+    if left == "part":  # as when the power was cut while it came
+        os.truncate(whole.replace(site.blobs.part(blob)), 2 * STEP)
+    message, _, _ = open_question(site.fleet.fetch(claim), site.fleet.node, site.blobs)
+    assert np.array_equal(arrays(message.content), VALUES)
+
+
+def test_what_a_site_has_no_room_for_is_refused_and_nothing_of_it_stays(
+    grid: LinkGrid, sites: dict[str, Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(grid)
+    site = sites["tess"]
+    site.blobs.sweep(())
+    claim, write_all = site.claim(), blob_transfer.write_all
+
+    def full(file: int, data: memoryview, at: int) -> None:
+        if at >= 2 * STEP:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_all(file, data, at)
+
+    monkeypatch.setattr(blob_transfer, "write_all", full)
+    with pytest.raises(CannotWrite, match=r"tess-blobs has no room for a message's 5,2\d\d,\d{3} bytes: No space left"):
+        site.fleet.fetch(claim)
+    assert list(site.blobs.folder.iterdir()) == []
+    with pytest.raises(CannotWrite, match="has no room"):  # which is seen before anything is asked for
+        site.transfer.fetch(1, "", Blob("0" * 64, 2**60))
+
+
+def test_what_is_too_large_is_not_taken_and_another_reply_says_so(grid: LinkGrid, sites: dict[str, Site]) -> None:
+    question, site = ask(grid), sites["tess"]
     reply, _ = site.reply(site.claim(), np.zeros(LARGEST_MB * 2**20 // 8))
     with pytest.raises(TooLarge):
         site.fleet.push(reply)
+    tell_instead(site, reply, "too large")
+    assert answer(grid, question).error.reason == "too large"
+
+
+@pytest.mark.parametrize("module", ["link_app", "gateway_server"])
+def test_a_reply_outlasts_the_process_that_is_killed_while_it_comes(
+    grid: LinkGrid, running: Any, sites: dict[str, Site], on_its_way: OnItsWay, module: str
+) -> None:
+    question, site = ask(grid), sites["tess"]
+    reply, blob = site.reply(site.claim(), VALUES + (7 if module == "link_app" else 8))
+    server = running.home / "link" / "blobs"
+
+    def kill() -> None:
+        running.until(lambda: some_has_come(server, blob), "some has come")
+        running.kill(f"astrofed.server.service.{module}")
+
+    on_its_way.call_at(3 * STEP, kill)
+    with pytest.raises(Unreachable):
+        site.fleet.push(reply)
+    on_its_way.starts.clear()
+    running.until(lambda: pushed(site, reply), "the rest has come")
+    assert on_its_way.starts == [] or on_its_way.starts[0] > 0  # nothing that had come was sent again
+    assert np.array_equal(arrays(answer(grid, question).content), VALUES + (7 if module == "link_app" else 8))
+
+
+def test_a_question_outlasts_a_gateway_that_is_killed_while_it_goes(
+    grid: LinkGrid, running: Any, sites: dict[str, Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(grid, LONG)
+    site, write_all = sites["tess"], blob_transfer.write_all
+    site.blobs.sweep(())
+    claim = site.claim()
+    starts: list[int] = []
+
+    def killing(file: int, data: memoryview, at: int) -> None:
+        starts.append(at)
+        if len(starts) == 3:
+            running.kill("astrofed.server.service.gateway_server")
+        write_all(file, data, at)
+
+    monkeypatch.setattr(blob_transfer, "write_all", killing)
+    with pytest.raises(Unreachable):
+        site.fleet.fetch(claim)
+    (part,) = site.blobs.folder.iterdir()
+    come, before = part.stat().st_size, len(starts)
+    assert 2 * STEP < come < LONG.nbytes
+    running.until(lambda: fetched(site, claim), "the rest has come")
+    assert starts[before] == come
 
 
 def test_what_was_cut_off_goes_on_from_there(
-    grid: LinkGrid, running: Any, sites: dict[str, Site], monkeypatch: pytest.MonkeyPatch
+    grid: LinkGrid, running: Any, sites: dict[str, Site], monkeypatch: pytest.MonkeyPatch, on_its_way: OnItsWay
 ) -> None:
     question, site, server = ask(grid), sites["tess"], running.home / "link" / "blobs"
     site.blobs.sweep(())
@@ -192,28 +370,16 @@ def test_what_was_cut_off_goes_on_from_there(
     reply, blob = site.reply(claim, VALUES + 4)
     assert starts[0] == come
 
-    class Cut:
-        """Reads from files until a connection is cut."""
+    def cut_off() -> None:
+        running.until(lambda: some_has_come(server, blob), "some has come")
+        raise HTTPException("cut off")
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(blob_transfer_os, name)
-
-        def pread(self, file: int, size: int, at: int) -> bytes:
-            read.append(at)
-            if at >= stop[0]:
-                running.until(lambda: any(each.stat().st_size for each in server.glob(f"{blob.id}.*")), "some has come")
-                raise HTTPException("cut off")
-            return blob_transfer_os.pread(file, size, at)
-
-    read: list[int] = []
-    stop, blob_transfer_os = [3 * 2**20], blob_transfer.os
-    monkeypatch.setattr(blob_transfer, "os", Cut())
+    on_its_way.call_at(3 * STEP, cut_off)
     with pytest.raises(Unreachable):
         site.fleet.push(reply)
-    read.clear()
-    stop[0] = 10**9
+    on_its_way.starts.clear()
     running.until(lambda: site.fleet.push(reply), "the rest has come")
-    assert read[0] > 0
+    assert on_its_way.starts[0] > 0
     assert np.array_equal(arrays(answer(grid, question).content), VALUES + 4)
 
 

@@ -7,8 +7,12 @@ import sys
 import time
 from pathlib import Path
 
+from flwr.app import Message, RecordDict
+from flwr.common.serde import message_from_proto
+from flwr.proto.message_pb2 import Message as MessageProto
+
 from astrofed.client.service import frames
-from astrofed.client.service.messages import error_reply
+from astrofed.client.service.messages import error_reply, seal_reply
 from astrofed.client.service.sealed import Sealed
 
 home, channel = Path(sys.argv[1]), socket.socket(fileno=int(sys.argv[2]))
@@ -48,4 +52,8 @@ while True:
     if script == "slow":
         (home / "begun").touch()
         time.sleep(1)
+    if script == "content":
+        question = message_from_proto(MessageProto.FromString(Sealed.from_bytes(data[8:]).envelope))
+        frames.send(channel, "R", *seal_reply(Message(RecordDict(), reply_to=question)).pieces())
+        continue
     frames.send(channel, "R", *error_reply(Sealed.from_bytes(data[8:]), "a reply").pieces())

@@ -18,6 +18,8 @@ from astrofed.client.service.node import Node
 from astrofed.client.service.refusals import Unreachable
 from astrofed.client.service.sealed import Sealed
 from astrofed.client.service.spool import Spool
+from astrofed.shared.blobs import WrongBlob
+from astrofed.shared.files import CannotWrite
 
 SCRIPTED = (sys.executable, str(Path(__file__).parent / "scripted_executor.py"))
 
@@ -225,6 +227,32 @@ def test_a_full_disk_loses_no_reply(
     question = link.ask(run, site.node, "train", train(link, plan))
     assert link.reply(run, question).error.reason == "a reply"
     assert running.says("kept in memory")
+
+
+def test_a_question_that_has_no_room_and_a_reply_that_was_lost_on_the_disk_are_answered_with_why(
+    link: Any, join: Any, plan: str, start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = join()
+    running = start(site)
+    fetch, push = running.fleet.fetch, running.fleet.push
+
+    def full(_: Sealed) -> Sealed:
+        monkeypatch.setattr(running.fleet, "fetch", fetch)
+        raise CannotWrite("spool/blobs has no room")
+
+    def lost(_: Sealed) -> bool:
+        monkeypatch.setattr(running.fleet, "push", push)
+        raise WrongBlob("blob 00… has other bytes")
+
+    run = link.new_run()
+    monkeypatch.setattr(running.fleet, "fetch", full)
+    reply = link.reply(run, link.ask(run, site.node, "train", train(link, plan)))
+    assert reply.error.reason == "k2: spool/blobs has no room" and asked(site) == 0
+    site.home.folder.joinpath("script").write_text("content")
+    monkeypatch.setattr(running.fleet, "push", lost)
+    reply = link.reply(run, link.ask(run, site.node, "train", train(link, plan)))
+    assert reply.error.reason == "k2: blob 00… has other bytes" and asked(site) == 1
+    assert running.says("the coordinator is told so instead")
 
 
 def test_what_nobody_waits_for_is_dropped(link: Any, join: Any, plan: str, start: Any, wait_until: Any) -> None:

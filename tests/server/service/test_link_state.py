@@ -131,6 +131,19 @@ def test_a_reply_that_is_too_large_is_dropped_and_another_may_say_so(link: Link)
     assert message_from_proto(found.message).error.reason == "too large"
 
 
+def test_a_reply_that_never_came_wholly_makes_way_for_another(link: Link) -> None:
+    question, _ = link.send("tess", "plan")
+    link.pull("tess")
+    begun = link.reply("tess", Message(RecordDict({"x": ConfigRecord({"y": "begun"})}), reply_to=question))
+    link.reply("tess", begun)  # sent again, it is still the same
+    told = link.reply("tess", Message(Error(code=2, reason="lost on the way"), reply_to=question))
+    link.state.put(told.deflate())
+    late = link.reply("tess", Message(Error(code=2, reason="late"), reply_to=question))
+    (found,) = link.state.replies(link.run, [question.metadata.message_id])
+    assert message_from_proto(found.message).error.reason == "lost on the way"
+    assert begun.object_id not in link.state.objects and late.object_id not in link.state.objects
+
+
 def test_who_is_not_of_the_run_is_neither_sent_to_nor_heard(link: Link) -> None:
     _, sent = link.send("k2", "plan")
     assert not sent

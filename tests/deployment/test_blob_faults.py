@@ -1,0 +1,216 @@
+"""Faults that strike in the middle of a blob, in runs with real processes: who is killed and what is full or changed
+there costs no run its model, or one reply whose reason stands in the record.
+
+One site halts at a certain byte (`halting_site.py`); what is to go wrong is done meanwhile, much of it to one run, for
+each takes seconds to begin. Small disks are faked by the kernel (tmpfs), which takes root; else they are left out.
+"""
+
+import errno
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from astrofed.server.record import read_record, verify_run
+from astrofed.server.service.jobs import Jobs
+from astrofed.shared.blobs import STEP
+from astrofed.shared.packing import INLINE
+
+pytestmark = pytest.mark.slow
+DISK_MB, SMALL_DISK_MB, ROUNDS = 48, 2, 2
+WIDTH = 1024  # of two layers, so that a model has just more than travels within a message
+assert 4 * WIDTH**2 >= INLINE
+
+
+def _mounted(folder: Path, megabytes: int) -> str:
+    """Give a folder a disk of its own; return why it has none, or ""."""
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        return "mount as root is not to be had here"
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=700", "tmpfs", str(folder)]
+    return subprocess.run(command, capture_output=True, text=True).stderr.strip()
+
+
+class Halting:
+    """Two sites, of which the second can be halted in the middle of a blob; a third has a small disk."""
+
+    def __init__(self, deployment: Any, site_homes: Any) -> None:
+        self.deployment, self.homes, self.file = deployment, site_homes, deployment.folder / "halt"
+        self.blobs = deployment.home / "link" / "blobs"
+        self.no_disk = _mounted(self.blobs, DISK_MB)
+        for name in ("tess", "k2", "keck"):
+            site_homes.set_up(name)
+        self.small = site_homes.folder / "keck" / "spool" / "blobs"
+        self.no_small_disk = _mounted(self.small, SMALL_DISK_MB)
+        deployment.start()
+        site_homes.start("tess")
+        self.start()
+
+    def start(self) -> None:
+        self.homes.start("k2", sys.executable, str(Path(__file__).with_name("halting_site.py")), str(self.file))
+
+    def halt_next(self, way: str) -> None:
+        """Let the site halt within the next blob that goes this way."""
+        self.file.write_text(way)
+
+    def halted(self) -> None:
+        """Wait until the site has halted."""
+        stat = Path(f"/proc/{self.homes.processes['k2'].pid}/stat")
+        self.deployment.until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "the site has halted")
+
+    def go_on(self) -> None:
+        self.homes.processes["k2"].send_signal(signal.SIGCONT)
+
+    def kill_server(self) -> None:
+        self.deployment.server.send_signal(signal.SIGKILL)
+        self.deployment.server.wait()
+        self.deployment.until(lambda: not self.deployment.children(), "nobody outlives the server")
+
+    def ended(self, run: str, status: str = "done") -> Any:
+        """Wait until a run has ended, and return its record; nothing that was on its way is left behind."""
+        state = self.deployment.finish(run)
+        assert state.status == status, state.reason + self.deployment.logs() + self.homes.log("k2")
+        assert [path for path in self.blobs.iterdir() if path.name != "filler"] == []
+        if status == "done":
+            verify_run(self.deployment.run_folder(run))
+        return state
+
+    def rounds(self, run: str) -> list[Any]:
+        return [entry for entry in read_record(self.deployment.run_folder(run))[1] if entry.round]
+
+    def fill(self, leave: int = 0) -> Path:
+        """Fill the server's disk for blobs; deleting the file that is returned makes room again."""
+        filler = self.blobs / "filler"
+        with filler.open("wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(bytes(4096))
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+            file.truncate(max(0, file.tell() - leave))
+        return filler
+
+    def close(self) -> None:
+        self.homes.close()
+        self.deployment.close()
+        for why, folder in ((self.no_disk, self.blobs), (self.no_small_disk, self.small)):
+            if not why:
+                subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture(scope="module")
+def at_fault(deployment: Any, site_homes: Any) -> Iterator[Halting]:
+    made = Halting(deployment, site_homes)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def plan(planets: dict[str, Any]) -> Callable[..., dict[str, Any]]:
+    def made(name: str, *others: str, **changes: Any) -> dict[str, Any]:
+        sites = [{"name": each, "data": "planets"} for each in ("tess", *(others or ("k2",)))]
+        large = {"name": "mlp", "hidden": [WIDTH, WIDTH]}
+        return {**planets, "name": name, "model": large, "rounds": ROUNDS, "participants": sites, **changes}
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def model(plan: Callable[..., dict[str, Any]], embedded: Callable[[dict[str, Any]], str]) -> str:
+    """The digest of the model that those runs make when nothing goes wrong."""
+    return embedded(plan("undisturbed"))
+
+
+def parts(folder: Path) -> list[int]:
+    return [path.stat().st_size for path in folder.glob("*.part")]
+
+
+def flip(path: Path, at: int) -> None:
+    """Change one bit of a file."""
+    with path.open("r+b") as file:
+        file.seek(at)
+        changed = bytes([file.read(1)[0] ^ 1])
+        file.seek(at)
+        file.write(changed)
+
+
+def test_whatever_strikes_in_the_middle_of_a_blob_the_run_ends_with_the_same_model(
+    at_fault: Halting, plan: Callable[..., dict[str, Any]], model: str
+) -> None:
+    server, site, run = at_fault.deployment, at_fault.homes.folder / "k2" / "spool" / "blobs", "struck"
+    if at_fault.no_disk:
+        at_fault.halt_next("receive")
+        server.submit(plan(run))
+    else:  # the server has no room for the model that it is to send
+        filler = at_fault.fill(leave=2 * STEP)
+        server.submit(plan(run))
+        reason = at_fault.ended(run, "failed").reason
+        assert f"{at_fault.blobs} can't be written: No space left" in reason and "free space" in reason
+        filler.unlink()
+        at_fault.halt_next("receive")
+        Jobs(server.home / "jobs").resume(run)
+    at_fault.halted()
+    at_fault.kill_server()
+    assert parts(site) == [2 * STEP]
+    at_fault.halt_next("send")
+    server.start()
+    at_fault.go_on()
+    at_fault.halted()
+    at_fault.kill_server()
+    at_fault.halt_next("send")
+    server.start()
+    at_fault.go_on()
+    at_fault.halted()
+    server.until(lambda: any(parts(at_fault.blobs)), "some of the reply has come")
+    at_fault.homes.kill("k2")
+    if not at_fault.no_disk:
+        at_fault.halt_next("send")
+        at_fault.start()
+        at_fault.halted()  # in the same reply
+        filler = at_fault.fill()
+        at_fault.go_on()
+        server.until(lambda: "its disk is full (HTTP 507)" in at_fault.homes.log("k2"), "the site is told")
+        assert "has no room for a reply's 4," in at_fault.homes.log("k2")
+        assert "a blob can't be written: No space left" in (server.home / "logs" / "gateway.log").read_text()
+        assert server.state(run).status == "running"  # there is no deadline: it waits
+        filler.unlink()
+    else:
+        at_fault.start()
+    at_fault.ended(run)
+    entries = at_fault.rounds(run)
+    assert [entry.round for entry in entries] == list(range(1, ROUNDS + 1))
+    assert all(entry.accepted == ("tess", "k2") and not entry.quarantined for entry in entries), entries
+    path = server.run_folder(run) / "model.safetensors"
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == model
+
+
+def test_a_reply_that_changed_on_its_sites_disk_and_a_site_without_room_are_in_the_record_and_not_in_the_model(
+    at_fault: Halting, plan: Callable[..., dict[str, Any]]
+) -> None:
+    others = ["k2"] if at_fault.no_small_disk else ["k2", "keck"]
+    for name in others[1:]:
+        at_fault.homes.start(name)
+    at_fault.halt_next("send")
+    at_fault.deployment.submit(plan("changed", *others, rounds=1))
+    at_fault.halted()
+    for path in (at_fault.homes.folder / "k2" / "spool" / "blobs").iterdir():  # the question, done with, and the reply
+        flip(path, 3 * STEP)
+    at_fault.go_on()
+    at_fault.ended("changed")
+    (entry,) = at_fault.rounds("changed")
+    assert entry.accepted == ("tess",)
+    reasons = {item.participant: item.reason for item in entry.quarantined}
+    assert "has other bytes on this disk than its name says" in reasons["k2"], reasons
+    if at_fault.no_small_disk:
+        return
+    assert f"{at_fault.small} has no room for a message's 4," in reasons["keck"], reasons
+    said = [line for line in at_fault.homes.log("keck").splitlines() if "has no room" in line]
+    assert f"{at_fault.small}" in said[0] and "free so much there" in said[0]
+    assert list(at_fault.small.iterdir()) == []
