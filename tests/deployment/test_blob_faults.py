@@ -146,7 +146,7 @@ def test_whatever_strikes_in_the_middle_of_a_blob_the_run_ends_with_the_same_mod
 ) -> None:
     server, site, run = at_fault.deployment, at_fault.homes.folder / "k2" / "spool" / "blobs", "struck"
     if at_fault.no_disk:
-        at_fault.halt_next("receive")
+        at_fault.halt_next("send")
         server.submit(plan(run))
     else:  # the server has no room for the model that it is to send
         filler = at_fault.fill(leave=2 * STEP)
@@ -154,35 +154,33 @@ def test_whatever_strikes_in_the_middle_of_a_blob_the_run_ends_with_the_same_mod
         reason = at_fault.ended(run, "failed").reason
         assert f"{at_fault.blobs} can't be written: No space left" in reason and "free space" in reason
         filler.unlink()
-        at_fault.halt_next("receive")
+        at_fault.halt_next("send")
         Jobs(server.home / "jobs").resume(run)
-    at_fault.halted()
-    at_fault.kill_server()
-    assert parts(site) == [2 * STEP]
-    at_fault.halt_next("send")
-    server.start()
-    at_fault.go_on()
-    at_fault.halted()
-    at_fault.kill_server()
-    at_fault.halt_next("send")
-    server.start()
-    at_fault.go_on()
     at_fault.halted()
     server.until(lambda: any(parts(at_fault.blobs)), "some of the reply has come")
     at_fault.homes.kill("k2")
+    at_fault.halt_next("send")
+    at_fault.start()
+    at_fault.halted()  # in the same reply
     if not at_fault.no_disk:
-        at_fault.halt_next("send")
-        at_fault.start()
-        at_fault.halted()  # in the same reply
         filler = at_fault.fill()
         at_fault.go_on()
         server.until(lambda: "its disk is full (HTTP 507)" in at_fault.homes.log("k2"), "the site is told")
         assert "has no room for a reply's 4," in at_fault.homes.log("k2")
         assert "a blob can't be written: No space left" in (server.home / "logs" / "gateway.log").read_text()
         assert server.state(run).status == "running"  # there is no deadline: it waits
+        at_fault.halt_next("send")
         filler.unlink()
-    else:
-        at_fault.start()
+        at_fault.halted()  # in the same reply
+    at_fault.kill_server()
+    at_fault.halt_next("receive")
+    server.start()
+    at_fault.go_on()
+    at_fault.halted()
+    at_fault.kill_server()
+    assert parts(site) == [2 * STEP]
+    server.start()
+    at_fault.go_on()
     at_fault.ended(run)
     entries = at_fault.rounds(run)
     assert [entry.round for entry in entries] == list(range(1, ROUNDS + 1))
