@@ -99,8 +99,8 @@ def cheapest_form(model: nn.Module, batch: Units, loss: UnitLoss) -> Form:
     """Return the cheapest form of gradients that is right for the model, tried on up to two units of `batch`.
 
     In a small network of convolutions writing gradients out together took 1.7 times plain training's time, one by one
-    10; in the datacube network 1.5 and 1.4, at half of the memory; in a wide perceptron 46 and 18, factored 1.8 (one
-    thread, noise left out).
+    10; in the datacube network 1.5 and 1.4, with twice and a quarter of plain's memory; in a wide perceptron 46 and 18,
+    factored 1.8 (one thread, noise left out).
     """
     few = tuple(tensor[:2] for tensor in batch)
     factored = Factored(model, loss, tuple(tensor[:1] for tensor in few))

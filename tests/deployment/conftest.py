@@ -1,6 +1,7 @@
 """A server on loopback with its own processes, and sites for it; everything is killed at the end."""
 
 import base64
+import errno
 import json
 import os
 import re
@@ -58,6 +59,19 @@ class Deployment:
             request.write_text(make_request(name, "test@example.org", [offered], key).to_json())
             for _ in enroll_site(self.home, request, (federation,), out=self.sites / f"{name}.welcome.json"):
                 pass
+
+    @staticmethod
+    def fill(folder: Path, leave: int = 0) -> Path:
+        """Fill the small disk that a folder lies on; deleting the file that is returned makes room again."""
+        filler = folder / "filler"
+        with filler.open("wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(bytes(4096))
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+            file.truncate(max(0, file.tell() - leave))
+        return filler
 
     def start(self) -> None:
         """Start the server and wait until it is ready."""

@@ -5,7 +5,6 @@ One site halts at a certain byte (`halting_site.py`); what is to go wrong is don
 each takes seconds to begin. Small disks are faked by the kernel (tmpfs), which takes root; else they are left out.
 """
 
-import errno
 import hashlib
 import os
 import shutil
@@ -85,18 +84,6 @@ class Halting:
     def rounds(self, run: str) -> list[Any]:
         return [entry for entry in read_record(self.deployment.run_folder(run))[1] if entry.round]
 
-    def fill(self, leave: int = 0) -> Path:
-        """Fill the server's disk for blobs; deleting the file that is returned makes room again."""
-        filler = self.blobs / "filler"
-        with filler.open("wb", buffering=0) as file:
-            try:
-                while True:
-                    file.write(bytes(4096))
-            except OSError as error:
-                assert error.errno == errno.ENOSPC
-            file.truncate(max(0, file.tell() - leave))
-        return filler
-
     def close(self) -> None:
         self.homes.close()
         self.deployment.close()
@@ -149,7 +136,7 @@ def test_whatever_strikes_in_the_middle_of_a_blob_the_run_ends_with_the_same_mod
         at_fault.halt_next("send")
         server.submit(plan(run))
     else:  # the server has no room for the model that it is to send
-        filler = at_fault.fill(leave=2 * STEP)
+        filler = at_fault.deployment.fill(at_fault.blobs, leave=2 * STEP)
         server.submit(plan(run))
         reason = at_fault.ended(run, "failed").reason
         assert f"{at_fault.blobs} can't be written: No space left" in reason and "free space" in reason
@@ -163,7 +150,7 @@ def test_whatever_strikes_in_the_middle_of_a_blob_the_run_ends_with_the_same_mod
     at_fault.start()
     at_fault.halted()  # in the same reply
     if not at_fault.no_disk:
-        filler = at_fault.fill()
+        filler = at_fault.deployment.fill(at_fault.blobs)
         at_fault.go_on()
         server.until(lambda: "its disk is full (HTTP 507)" in at_fault.homes.log("k2"), "the site is told")
         assert "has no room for a reply's 4," in at_fault.homes.log("k2")

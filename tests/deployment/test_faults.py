@@ -4,7 +4,6 @@ Network and disk are faked by the kernel (`ip netns`, a small tmpfs), which take
 skipped. All of it happens to one server, and what is asserted is that every run ends, and what its record says.
 """
 
-import errno
 import hashlib
 import os
 import shutil
@@ -196,13 +195,7 @@ def test_a_run_whose_disk_is_full_goes_on_when_there_is_room(
     given = plan("full", rounds=12)
     deployment.submit(given)
     deployment.reach("full", 2)
-    filler = deployment.home / "filler"
-    with filler.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError as error:
-            assert error.errno == errno.ENOSPC
+    filler = deployment.fill(deployment.home)
     signs = {"server.out": "can't be written", "nodes-tess.out": "answered 507"}
     deployment.until(
         lambda: any(sign in (deployment.folder / name).read_text() for name, sign in signs.items()), "it is noticed"
