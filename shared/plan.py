@@ -202,8 +202,9 @@ def check_options(options: type[OptionsT], given: Named, where: str) -> OptionsT
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.toml")], n=1)
-    hint = f"did you mean {path.parent / near[0]}?" if near else "give the path of a plan in TOML"
+    there = {plan.stem: plan for folder in (Path("configs"), path.parent) for plan in folder.glob("*.toml")}
+    near = difflib.get_close_matches(path.stem, there, n=1)
+    hint = f"did you mean {there[near[0]]}?" if near else "give the path of a plan in TOML"
     return read_toml(path, PlanError, PlanError(f"plan file {path} does not exist; {hint}"), "plan file ")
 
 

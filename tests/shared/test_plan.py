@@ -114,12 +114,23 @@ def test_paths_are_taken_from_the_plan_s_folder(tmp_path: Path) -> None:
     assert paths == ["bundled:planets/k2", f"{tmp_path}/near.parquet", f"{tmp_path}/../up.parquet", "/abs.parquet"]
 
 
+def test_a_plan_that_lies_in_configs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "quickstart.toml").write_text("")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PlanError, match=r"did you mean configs/quickstart\.toml\?"):
+        load_plan(Path("quickstart.toml"))
+
+
 def test_a_file_that_is_no_plan_says_so(tmp_path: Path) -> None:
     (tmp_path / "quickstart.toml").write_text("name = ")
     with pytest.raises(PlanError, match=r"quikstart.toml does not exist; did you mean .*quickstart\.toml"):
         load_plan(tmp_path / "quikstart.toml")
     with pytest.raises(PlanError, match="does not exist; give the path"):
         load_plan(tmp_path / "nowhere" / "plan.toml")
+    (tmp_path / "pyproject.toml").write_text("")
+    with pytest.raises(PlanError, match=r"nope\.toml does not exist; give the path"):
+        load_plan(tmp_path / "nope.toml")
     with pytest.raises(PlanError, match="is not valid TOML"):
         load_plan(tmp_path / "quickstart.toml")
     (tmp_path / "latin.toml").write_bytes(b'name = "\xe9"')
