@@ -19,7 +19,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from astrofed.client.fitting import Pieces, Split
-from astrofed.client.optimizers import make_optimizer, optimizer_for
+from astrofed.client.optimizers import make_optimizer, one_call_step, optimizer_for
 from astrofed.client.precision import Profile, checkpointed, computed_as, deterministic, profiling
 from astrofed.client.stepping import Stepper
 from astrofed.client.task import TrainInstruction
@@ -151,6 +151,10 @@ class _Work(Generic[B]):
                     if weight.grad is not None:
                         weight.grad.add_(weight - anchor, alpha=self.mu)
 
+    def clip_gradients(self) -> None:
+        if self.training.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self.weights, self.training.gradient_clip)
+
 
 class LocalRound(LightningModule, Generic[B]):
     """One participant's training in one round; a Trainer of Lightning's can drive it as well."""
@@ -183,8 +187,7 @@ class LocalRound(LightningModule, Generic[B]):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Scale all gradients together so that their norm is at most the plan's `gradient_clip`."""
-        if self.work.training.gradient_clip is not None:
-            nn.utils.clip_grad_norm_(self.work.weights, self.work.training.gradient_clip)
+        self.work.clip_gradients()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the plan's optimiser at this round's learning rate."""
@@ -218,10 +221,16 @@ def _fit(
     pieces: Pieces[B] | None,
 ) -> int:
     """Run the round's epochs and return the number of steps."""
-    optimizer = module.configure_optimizers()
-    step = inspect.unwrap(type(optimizer).step)  # without hooks and profiler's marks: nobody else knows this optimiser
     plain = training.accumulate == 1 and training.precision != "fp16" and training.optimizer != "sophia"
-    stepper = None if plain else Stepper(module, optimizer, generator, pieces)
+    optimizer, step = None, one_call_step(module.work.weights, training, module.work.rate)
+    if step is None or not plain:
+        optimizer = module.configure_optimizers()
+        step = partial(inspect.unwrap(type(optimizer).step), optimizer)  # without hooks: nobody else knows it
+
+    def in_parts() -> Stepper[B]:
+        return Stepper(module, optimizer or module.configure_optimizers(), generator, pieces)
+
+    stepper = None if plain else in_parts()
     index = 0
     for _ in range(training.epochs):
         for batch in batches(generator):
@@ -229,7 +238,7 @@ def _fit(
                 if pieces.ample(batch):
                     pieces = None
                 else:
-                    stepper = Stepper(module, optimizer, generator, pieces)
+                    stepper = in_parts()
             if stepper is not None:
                 done = stepper.feed(batch)
             else:
@@ -237,9 +246,9 @@ def _fit(
                     weight.grad = None  # what zero_grad does, without its fixed cost
                 module.training_step(batch, index).backward()  # type: ignore[no-untyped-call]
                 module.on_after_backward()
-                module.configure_gradient_clipping(optimizer)
+                module.work.clip_gradients()
                 with torch.no_grad():
-                    step(optimizer)
+                    step()
                 done = True
             if profile is not None:
                 profile.step_done()

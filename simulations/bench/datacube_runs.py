@@ -27,7 +27,7 @@ from astrofed.simulations.sites import open_simulated_site
 
 TRAINED = ("earthlike", "w1_continents", "w2_fast_ocean", "w5_super_earth")
 UNSEEN = ("w4_tilted_land", "w6_eccentric")
-PHYSICS = {"fixers": ["mass", "hydrostatic", "radiation"], "weights": {"mass-continuity": 0.02}}
+PHYSICS = {"fixers": ["mass", "hydrostatic", "radiation"], "weights": {"mass-continuity": 0.2}}
 OURS, PLAIN, PEER = "datacube-net with physics", "datacube-net without physics", "plain U-Net"
 PEER_RATES = (1e-3, 4e-3)
 ROLLED = 12
