@@ -50,6 +50,7 @@ class Trivial(Task):
         self._alike = self.Options.model_validate(options.model_dump()).alike
         self._digest = hashlib.sha256(site.data.name.encode()).hexdigest()
         self._step = float(site.data.name.removeprefix("add:"))
+        self._steps: torch.Tensor | None = None  # [weights], made once
 
     def summary(self) -> SiteSummary:
         """Count one example."""
@@ -59,9 +60,12 @@ class Trivial(Task):
         """Add the number."""
         assert isinstance(model, Vector)
         with torch.no_grad():
-            model.weights.add_(self._step)
-            if not self._alike:
-                model.weights.add_(torch.linspace(0.0, 1.0, model.weights.numel()))
+            if self._alike:
+                model.weights.add_(self._step)
+            else:
+                if self._steps is None:
+                    self._steps = torch.linspace(self._step, self._step + 1, model.weights.numel())
+                model.weights.add_(self._steps)
         return TrainOutcome(num_examples=1, metrics={"loss": 0.0})
 
     def evaluate(self, model: nn.Module, statistics: Statistics, *, with_baselines: bool) -> dict[str, float]:
