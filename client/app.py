@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from astrofed.client.admission import admit, check_request
 from astrofed.client.customer import CustomerTask
+from astrofed.client.devices import placed
 from astrofed.client.egress import Cleared, Gate
 from astrofed.client.meta.task import MetaTask
 from astrofed.client.refusing import UnknownRequest, Withheld, reason
@@ -166,20 +167,22 @@ def _train(request: Request) -> Cleared:
         proximal_mu=float(str(request.settings.get("proximal-mu", 0.0))),
     )
     mark = gate.mark()
-    outcome = task.train(model, _pooled(request.settings), instruction)
+    with placed(model, request.site.device):
+        outcome = task.train(model, _pooled(request.settings), instruction)
     return gate.update(model, form, sent, outcome, number, mark)
 
 
 def _evaluate(request: Request) -> Cleared:
     (_, gate), (model, _, _), settings = request.task(), request.model(), request.settings
     asked = settings.get("metrics")
-    return gate.scores(
-        model,
-        _pooled(settings),
-        request.round,
-        with_baselines=bool(settings.get("with-baselines", False)),
-        asked=None if asked is None else [str(name) for name in asked],
-    )
+    with placed(model, request.site.device):
+        return gate.scores(
+            model,
+            _pooled(settings),
+            request.round,
+            with_baselines=bool(settings.get("with-baselines", False)),
+            asked=None if asked is None else [str(name) for name in asked],
+        )
 
 
 _HANDLERS: Mapping[str, Handler] = {  # every kind of request, by Flower's message type; what isn't here is not answered

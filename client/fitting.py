@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from astrofed.client.sharing import Team
 from astrofed.shared.errors import UserMistake
 from astrofed.shared.memory import free_memory, readable
 from astrofed.shared.models.base import Model
@@ -78,6 +79,7 @@ class Pieces(Generic[B]):
         training: the plan's section.
         at_once: how many clients train on this machine at the same time; they share its memory.
         draws: whether the model may draw from torch's global generator, which then is left as it was.
+        team: with whom the batches are shared; each process takes its rows alone.
     """
 
     def __init__(
@@ -89,10 +91,12 @@ class Pieces(Generic[B]):
         *,
         at_once: int,
         draws: bool,
+        team: Team | None = None,
     ) -> None:
         self._split, self._model, self._loss, self._training = split, model, loss, training
-        self._at_once, self._draws = at_once, draws
+        self._draws, self.team = draws, team
         self._device = next((weight.device for weight in model.parameters()), _CPU)
+        self._at_once = at_once * (team.size if team is not None and self._device == _CPU else 1)
         needs = _known.get(model)
         if needs is None:
             with _looking:
@@ -100,26 +104,31 @@ class Pieces(Generic[B]):
         self._needs = needs
 
     def ample(self, batch: B) -> bool:
-        """Return whether memory is no matter for the batch, nor for those like it that follow."""
+        """Return whether memory is no matter for a batch that nobody shares, nor for those like it that follow."""
+        if self.team is not None:
+            return False
         need, samples = self._need(batch), self._split.shape(batch)[0]
         return self._device == _CPU and AMPLE * need.of(samples) <= need.share
 
     def of(self, batch: B) -> Sequence[tuple[B, float]]:
-        """Return the batch's pieces and their shares of its samples, which sum to 1.
+        """Return the batch's pieces and their shares of its samples, which sum to 1; of a shared batch, its own rows.
 
         Raises:
             SampleTooLarge: one sample needs more memory than is free.
         """
         need, samples = self._need(batch), self._split.shape(batch)[0]
-        if samples <= need.most:
+        rows = range(samples) if self.team is None else self.team.rows(samples)
+        if len(rows) == samples <= need.most:
             return [(batch, 1.0)]
-        if not need.told:
-            size, free = readable(need.of(samples)), readable(need.free)
+        if not rows:
+            return []
+        if len(rows) > need.most and not need.told:
+            size, free = readable(need.of(len(rows))), readable(need.free)
             words = "batches of %d samples are taken in pieces of %d: one needs %s, %s are free"
-            LOG.warning(words, samples, need.most, size, free)
+            LOG.warning(words, len(rows), need.most, size, free)
             self._needs[self._key(batch)] = replace(need, told=True)
-        parts = torch.split(torch.arange(samples), need.most)
-        return [(self._split.take(batch, rows), len(rows) / samples) for rows in parts]
+        parts = torch.split(torch.arange(rows.start, rows.stop), need.most)
+        return [(self._split.take(batch, part), len(part) / samples) for part in parts]
 
     def halve(self, batch: B) -> None:
         """Take batches of this shape in pieces half as large: memory ran out.
@@ -130,7 +139,8 @@ class Pieces(Generic[B]):
         need, samples = self._need(batch), self._split.shape(batch)[0]
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        size, free = min(need.most, samples), self._free()
+        own = samples if self.team is None else len(self.team.rows(samples))
+        size, free = min(need.most, own), self._free()
         if size == 1:
             raise self._too_large(readable(need.of(1)), free)
         self._needs[self._key(batch)] = replace(need, free=free, most=size // 2, told=False)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from astrofed.client.devices import device_of
 from astrofed.shared.errors import UserMistake
 from astrofed.shared.files import cannot_write
 from astrofed.shared.models.base import Model
@@ -38,8 +39,7 @@ class LowPrecision(nn.Module):
 
     def forward(self, *given: Any) -> Any:
         """Call the network; floating-point outputs come back as float32."""
-        device = next((tensor.device.type for tensor in given if isinstance(tensor, Tensor)), "cpu")
-        with torch.autocast(device, dtype=self.dtype):
+        with torch.autocast(device_of(self).type, dtype=self.dtype):
             return _single(self.model(*given))
 
 
@@ -48,11 +48,10 @@ def computed_as(model: nn.Module, training: Training) -> nn.Module:
     return model if training.precision == "fp32" else LowPrecision(model, DTYPES[training.precision])
 
 
-def scaler(training: Training) -> torch.amp.GradScaler | None:
-    """Return what keeps fp16's small gradients from vanishing (Micikevicius et al. 2018); the others need none."""
+def scaler(training: Training, device: str) -> torch.amp.GradScaler | None:
+    """Return what keeps fp16's small gradients from vanishing (Micikevicius et al. 2018), for a kind of device."""
     if training.precision != "fp16":
         return None
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.amp.GradScaler(device, init_scale=2.0**10, growth_interval=200)
 
 

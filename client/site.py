@@ -16,7 +16,8 @@ class Site:
     """Where a participant's data lies and where it keeps what it must not forget (the privacy ledger).
 
     `corrupt_inputs` and `corrupt_targets` are set only by simulations, for data-poisoning attacks: they map
-    dimensionless training inputs and targets, samples first, to the poisoned ones. `home` is None where nothing may be
+    dimensionless training inputs and targets, samples first, to the poisoned ones. `device` is where models are trained
+    and evaluated, as the machine's operator has it. `home` is None where nothing may be
     kept (a dry check). `policy` is what the site allows; None only in simulations, where sites do what the plan says.
     """
 
@@ -27,6 +28,7 @@ class Site:
     policy: "Policy | None" = field(default=None, hash=False)
     corrupt_inputs: "Callable[[Tensor], Tensor] | None" = None
     corrupt_targets: "Callable[[Tensor], Tensor] | None" = None
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from astrofed.client.devices import device_of
 from astrofed.client.fitting import Pieces, out_of_memory
 from astrofed.client.optimizers import CURVATURE_EVERY, hessian_diagonal
 from astrofed.client.precision import scaler
@@ -20,7 +21,7 @@ class Stepper(Generic[B]):
     """Takes batches and steps when it has as many as the plan's `accumulate`; the gradient is their mean.
 
     With `pieces` a batch that memory can't hold is taken in several; when memory runs out all the same, a step begins
-    again in smaller ones.
+    again in smaller ones. Where batches are shared with a team, the gradient is the sum of all processes' parts.
     """
 
     def __init__(
@@ -31,9 +32,10 @@ class Stepper(Generic[B]):
         pieces: Pieces[B] | None = None,
     ) -> None:
         self._module, self._optimizer, self._generator, self._pieces = module, optimizer, generator, pieces
+        self._team = pieces.team if pieces is not None else None
         self._training = module.work.training
         self._weights = [weight for weight in module.work.weights if weight.requires_grad]
-        self._scaler = scaler(self._training)
+        self._scaler = scaler(self._training, device_of(module.model).type)
         self._curvature: list[Tensor] | None = None
         self._held = self._steps = 0
         self._batches: list[B] = []  # of this step, to begin it again with
@@ -78,7 +80,7 @@ class Stepper(Generic[B]):
         try:
             for part, share in parts:
                 value = self._module.training_step(part, self._steps)
-                if len(parts) > 1:
+                if share != 1.0:
                     value = value * share
                     losses[-1] = losses[-1] * share
                 if first and self._training.optimizer == "sophia" and self._steps % CURVATURE_EVERY == 0:
@@ -89,14 +91,17 @@ class Stepper(Generic[B]):
         except BaseException:
             del losses[before:]
             raise
-        if len(parts) > 1:
-            losses[before:] = [torch.stack(losses[before:]).sum()]
+        if len(parts) != 1:
+            nothing = self._module.work.weights[0].new_zeros(())
+            losses[before:] = [torch.stack(losses[before:]).sum() if parts else nothing]
         self._held += 1
 
     def flush(self) -> bool:
         """Step with what is held, if anything; return whether there was."""
         if not self._held:
             return False
+        if self._team is not None:
+            self._team.add_gradients(self._weights)
         if self._scaler is not None:
             self._scaler.unscale_(self._optimizer)
         if self._held > 1:

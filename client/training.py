@@ -18,22 +18,24 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
+from astrofed.client.devices import seeded_on, to_device
 from astrofed.client.fitting import Pieces, Split
 from astrofed.client.optimizers import make_optimizer, one_call_step, optimizer_for
 from astrofed.client.precision import Profile, checkpointed, computed_as, deterministic, profiling
+from astrofed.client.sharing import current_team
 from astrofed.client.stepping import Stepper
 from astrofed.client.task import TrainInstruction
 from astrofed.shared.errors import UserMistake
 from astrofed.shared.models.base import Model
 from astrofed.shared.plan import Training
-from astrofed.shared.seeds import torch_seeded
 
 B = TypeVar("B")
 BatchSource = Callable[[torch.Generator], Iterator[B]]
 """Gives one epoch's batches, in the order and with the augmentations that the generator draws."""
 Loss = Callable[[nn.Module, B], Tensor]
 
-_without_draws: WeakSet[nn.Module] = WeakSet()  # models that were seen to train without torch's global generator
+_CPU = torch.device("cpu")
+_without_draws: WeakSet[nn.Module] = WeakSet()  # models seen to train without torch's global generator, on the CPU
 
 
 class TrainingDiverged(UserMistake):
@@ -78,6 +80,9 @@ def train_locally(
 ) -> LocalFit:
     """Train `model` in place for one round and return the mean loss.
 
+    Where its weights lie on another device than the CPU, so does the loss: batches are moved there. Where training is
+    shared (`client.sharing`), this process takes its rows of each batch; all end with the same weights.
+
     A model or loss that draws from torch's global generator (dropout) finds it seeded, and its threads take turns; one
     whose first round drew nothing trains on any number of threads at once.
 
@@ -95,17 +100,27 @@ def train_locally(
         TrainingDiverged: the loss became NaN or infinite.
         SampleTooLarge: not even one sample of a batch fits into memory.
     """
+    splits = split is not None and training.optimizer != "sophia"  # whose curvature is of a whole batch
+    team = current_team()
+    if team is not None and not (splits and _is_shared(model)):
+        if team.rank:
+            return LocalFit(0.0, 0)  # which nobody looks at: the first process answers
+        team.say_once("steps of this plan can't be shared (its loss is no mean over samples): one device trains alone")
+        team = None
     rate = learning_rate(training, instruction.round, rounds)
     module = _take(model, loss, training, instruction.proximal_mu, rate)
     generator = torch.Generator().manual_seed(instruction.seed)
+    weights = module.work.weights
+    device = weights[0].device if weights and not weights[0].is_cpu else _CPU
+    source = batches if device is _CPU else _moved(batches, device)
     if not model.training:
         model.train()
     if isinstance(model, Model):
         model.begin_round()
     pieces = None
-    if split is not None and training.optimizer != "sophia":  # whose curvature is of a whole batch
+    if split is not None and splits:
         network, draws = module.work.computed or model, model not in _without_draws
-        pieces = Pieces(split, model, partial(loss, network), training, at_once=at_once, draws=draws)
+        pieces = Pieces(split, model, partial(loss, network), training, at_once=at_once, draws=draws, team=team)
     try:
         with (
             checkpointed(model, training),
@@ -113,17 +128,17 @@ def train_locally(
             profiling(f"round-{instruction.round:05d}-{instruction.seed:x}") as profile,
         ):
             if model in _without_draws:
-                steps = _fit(module, batches, training, generator, profile, pieces)
+                steps = _fit(module, source, training, generator, profile, pieces)
             else:
-                with torch_seeded(instruction.seed):
+                with seeded_on(device, instruction.seed + (team.rank if team is not None else 0)):
                     before = torch.get_rng_state()
-                    steps = _fit(module, batches, training, generator, profile, pieces)
-                    if torch.equal(torch.get_rng_state(), before):
+                    steps = _fit(module, source, training, generator, profile, pieces)
+                    if device is _CPU and torch.equal(torch.get_rng_state(), before):
                         _without_draws.add(model)
     finally:
         for weight in module.work.weights:
             weight.grad = None
-    losses = module.work.losses
+    losses = module.work.losses if team is None else team.add_losses(module.work.losses)
     del module.model, module.work  # which hold on to the site's data
     _idle.append(module)
     mean = sum(value.item() for value in losses) / len(losses) if losses else 0.0
@@ -210,6 +225,18 @@ def _take(model: nn.Module, loss: Loss[B], training: Training, mu: float, rate: 
         return LocalRound(model, loss, training, mu, rate)
     module.begin(model, loss, training, mu, rate)
     return module
+
+
+def _is_shared(model: nn.Module) -> bool:
+    """Whether a model is the same for every batch, so that processes may see different rows; not if it counts them."""
+    return not isinstance(model, Model) or type(model).begin_round is Model.begin_round
+
+
+def _moved(batches: BatchSource[B], device: torch.device) -> BatchSource[B]:
+    def source(generator: torch.Generator) -> Iterator[B]:
+        return (to_device(batch, device) for batch in batches(generator))
+
+    return source
 
 
 def _fit(

@@ -11,6 +11,7 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from astrofed.client.app import open_task
+from astrofed.client.devices import CPU, DeviceUnavailable, check_devices
 from astrofed.server.app import Settings, Silent, build_server_app
 from astrofed.server.beginning import STATISTICS
 from astrofed.server.checkpoint import MODEL, load_arrays
@@ -39,6 +40,7 @@ def simulate(
     overrides: Iterable[str] = (),
     plugins: Sequence[Path | str] = (),
     observer: Observer | None = None,
+    device: str = CPU,
 ) -> RunResult:
     """Run a plan's whole federation on this machine and return what it came to.
 
@@ -49,6 +51,7 @@ def simulate(
         overrides: "key=value" as with `--set`.
         plugins: Python files with plug-ins, imported before the plan is checked.
         observer: told of every round.
+        device: where all participants train and are evaluated, "cpu" or "cuda:N".
 
     Raises:
         UserMistake: the plan, the data, a plug-in or the folder; the message says what and how to mend it.
@@ -59,10 +62,11 @@ def simulate(
         registry.load_plugin_file(file)
     resolved = _with_threads(plan if isinstance(plan, Plan) else load_plan(_source(plan), overrides))
     check_plan(resolved)
+    _check_device(device, resolved)
     run = (Path(out) if out is not None else _folder(resolved, resume)).resolve()
     logging.getLogger("flwr").setLevel(logging.ERROR)
     try:
-        _run(Settings(resolved, run, resume), observer or Silent(), files)
+        _run(Settings(resolved, run, resume), observer or Silent(), files, device)
     except BaseException:
         if (run / LINES).is_file():
             write_report(run)  # of what there is; the error goes on
@@ -103,14 +107,24 @@ def with_trainers(plan: Plan, count: int) -> Plan:
     return load_plan(without_absent(plan.model_copy(update={"participants": tuple(participants)}).to_dict()))
 
 
-def _run(settings: Settings, observer: Observer, plugins: Sequence[Path]) -> None:
+def _check_device(device: str, plan: Plan) -> None:
+    check_devices([device], "device")
+    if device != CPU and plan.engine.name == "ray":
+        raise DeviceUnavailable(
+            f"device: {device!r} is for the embedded engine; Ray's workers compute on the CPU: set engine.name = "
+            "'embedded', or leave the device out"
+        )
+
+
+def _run(settings: Settings, observer: Observer, plugins: Sequence[Path], device: str) -> None:
     plan = settings.plan
     app = _Attacked(build_server_app(settings, observer), plan)
     if plan.engine.name == "ray":
         run_on_ray(app, settings.out, [p.name for p in plan.participants], plan.engine.workers, plugins)
         return
     threads = torch.get_num_threads()
-    client_app = build_simulated_client_app(settings.out, [participant.name for participant in plan.participants])
+    names = [participant.name for participant in plan.participants]
+    client_app = build_simulated_client_app(settings.out, names, device)
     try:
         app(EmbeddedGrid(client_app, len(plan.participants), workers=plan.engine.workers), _context())
     finally:

@@ -21,8 +21,10 @@ from astrofed.simulations.bundled import PREFIX, resolve_bundled
 HOMES = "sites"
 
 
-def open_simulated_site(plan: Plan, index: int, run: Path | None) -> Site:
+def open_simulated_site(plan: Plan, index: int, run: Path | None, device: str = "cpu") -> Site:
     """Return participant number `index` of a plan as a site; its home lies in the run's folder, if there is one.
+
+    `device`: where it trains and evaluates.
 
     Raises:
         UserMistake: the bundled dataset or the attack is unknown, or the policy can't be read.
@@ -37,6 +39,7 @@ def open_simulated_site(plan: Plan, index: int, run: Path | None) -> Site:
         policy=Policy.load(Path(participant.policy)) if participant.policy is not None else None,
         corrupt_inputs=poison.corrupt_inputs if poison is not None else None,
         corrupt_targets=poison.corrupt_targets if poison is not None else None,
+        device=device,
     )
 
 
@@ -63,10 +66,10 @@ class NotInvited(UserMistake):
     """A message reached a participant that its plan doesn't name."""
 
 
-def build_simulated_client_app(run: Path | None, names: Sequence[str] | None = None) -> ClientApp:
+def build_simulated_client_app(run: Path | None, names: Sequence[str] | None = None, device: str = "cpu") -> ClientApp:
     """Return the client app whose node number i is the participant `names[i]` of whichever plan the message carries.
 
-    Without names it is that plan's participant number i.
+    Without names it is that plan's participant number i. All train and evaluate on the same device.
     """
 
     opened: dict[int, tuple[Plan, Site]] = {}
@@ -76,7 +79,7 @@ def build_simulated_client_app(run: Path | None, names: Sequence[str] | None = N
         known = opened.get(index)
         if known is None or known[0] is not plan:
             place = index if names is None else _place(plan, names[index])
-            known = opened[index] = (plan, open_simulated_site(plan, place, run))
+            known = opened[index] = (plan, open_simulated_site(plan, place, run, device))
         return known[1]
 
     return build_client_app(open_site)

@@ -34,6 +34,9 @@ Out = Annotated[
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with the run in --out, or the newest of this plan's name.")
 ]
+Device = Annotated[
+    str, typer.Option("--device", help="Where all participants compute, such as cuda:0; embedded engine only.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
 
 
@@ -44,10 +47,12 @@ def simulate(
     engine: EngineName = None,
     out: Out = None,
     resume: Resume = False,
+    device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Run a whole federation on this machine, any mode, and write its record and report."""
-    _run(plan, _overrides(overrides, engine), plugin, out, resume=resume, as_json=as_json, chosen=lambda loaded: loaded)
+    given = _overrides(overrides, engine)
+    _run(plan, given, plugin, out, resume=resume, device=device, as_json=as_json, chosen=lambda loaded: loaded)
 
 
 def train(
@@ -77,6 +82,7 @@ def train(
     engine: EngineName = None,
     out: Out = None,
     resume: Resume = False,
+    device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Train with the plan's first participant alone (centralised), or in another mode with all of them.
@@ -101,7 +107,7 @@ def train(
             return single(loaded)
         return loaded if participants is None else with_trainers(loaded, participants)
 
-    _run(plan or _usual(mode), given, plugin, out, resume=resume, as_json=as_json, chosen=chosen)
+    _run(plan or _usual(mode), given, plugin, out, resume=resume, device=device, as_json=as_json, chosen=chosen)
 
 
 def _usual(mode: str | None) -> Path:
@@ -125,6 +131,7 @@ def _run(
     out: Path | None,
     *,
     resume: bool,
+    device: str,
     as_json: bool,
     chosen: "Callable[[Plan], Plan]",
 ) -> None:
@@ -138,7 +145,7 @@ def _run(
 
     loaded = chosen(loaded)
     with only_json(as_json), Progress(screen) as progress:
-        result = run_plan(loaded, out=out, resume=resume, plugins=plugins or [], observer=progress)
+        result = run_plan(loaded, out=out, resume=resume, plugins=plugins or [], observer=progress, device=device)
     if as_json:
         print_json(result.to_dict())
     else:

@@ -15,6 +15,7 @@ import torch
 from opacus.optimizers import DPOptimizerFastGradientClipping
 from torch import Tensor, nn
 
+from astrofed.client.devices import device_of, seeded_on
 from astrofed.client.optimizers import make_optimizer
 from astrofed.client.privacy.clipping import Flat
 from astrofed.client.privacy.refusals import buffers, check_buffers, check_private
@@ -24,7 +25,6 @@ from astrofed.client.training import TrainingDiverged, learning_rate
 from astrofed.shared.plan import Training
 from astrofed.shared.privacy.events import Event
 from astrofed.shared.privacy.noise import Randomness
-from astrofed.shared.seeds import torch_seeded
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def train_privately(
     optimizer = _optimizer(model, training, instruction, rounds, mechanism, expected, random)
     model.train()
     draws = any(isinstance(layer, nn.modules.dropout._DropoutNd) for layer in model.modules())
-    with torch_seeded(instruction.seed) if draws else nullcontext():
+    with seeded_on(device_of(model), instruction.seed) if draws else nullcontext():
         for _ in range(event.steps):
             chosen = np.flatnonzero(random.uniform(len(units)) < event.sample_rate)
             sums = clipped_sum(model, units, chosen, clipping, optimizer.memory)
@@ -133,7 +133,10 @@ class _NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
     def add_noise(self) -> None:
         """Add noise to the sum of clipped gradients, where it lies; it then is each parameter's `grad`."""
         multiplier = self._clipping.noise_multiplier(self.noise_multiplier, self.expected_batch_size)
-        self._random.hide(self.memory, multiplier * self._clipping.norm)
+        memory = self.memory.cpu()  # the same memory on a CPU, where the cryptographic generator is
+        self._random.hide(memory, multiplier * self._clipping.norm)
+        if memory is not self.memory:
+            self.memory.copy_(memory)
         for parameter in self.params:
             parameter.grad = parameter.summed_grad
 

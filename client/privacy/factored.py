@@ -75,8 +75,7 @@ class Factored(Form):
                 raise WrongUnitGradients("a unit passes fewer layers than at first")
             return value, [inputs[index] for index in range(len(layers))]
 
-        count, dtype = len(batch[0]), next(model.parameters()).dtype
-        zero = torch.zeros((), dtype=dtype)
+        count, zero = len(batch[0]), next(model.parameters()).detach().new_zeros(())
         zeros = [zero.expand(count, n, layer.out_features) for n, layer in zip(rows, layers, strict=True)]
         with torch.no_grad():
             per_unit = vmap(grad(one, argnums=(0, 1), has_aux=True), in_dims=(0, None, 0), randomness="different")

@@ -105,7 +105,7 @@ def cheapest_form(model: nn.Module, batch: Units, loss: UnitLoss) -> Form:
     few = tuple(tensor[:2] for tensor in batch)
     factored = Factored(model, loss, tuple(tensor[:1] for tensor in few))
     forms: tuple[Form, ...] = (factored,) if factored.worthwhile(model) else ()
-    if not (few[0].is_cpu and _outputs(model, tuple(tensor[:1] for tensor in few), loss) >= LARGE):
+    if not (next(model.parameters()).is_cpu and _outputs(model, tuple(tensor[:1] for tensor in few), loss) >= LARGE):
         forms = (*forms, Together())
     for form in forms:
         try:

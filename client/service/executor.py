@@ -96,7 +96,10 @@ class Executor:
                 self._give_up(f"it used more than the {allowed:g} GB of memory that this site allows")
 
         kind, data = self._exchange("Q", [node.to_bytes(8), *question.pieces()], check)
-        if kind != "R":
+        if kind.islower():
+            self.kill()
+            self._log("the executor and its followers are replaced: " + (data.decode() if kind == "e" else "one hangs"))
+        if kind.upper() != "R":
             raise TaskFailed(data.decode(errors="replace"))
         try:
             reply = Sealed.from_bytes(data)
@@ -117,14 +120,14 @@ class Executor:
             process.wait()
 
     def memory(self) -> int:
-        """Return the bytes that the process holds in memory; 0 where the system doesn't tell (only Linux does)."""
+        """Return the bytes that the process and its followers on this machine hold in memory.
+
+        0 where the system doesn't tell (only Linux does). What processes share counts for each.
+        """
         if self._process is None:
             return 0
-        try:
-            pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
-        except (OSError, IndexError, ValueError):
-            return 0
-        return pages * os.sysconf("SC_PAGE_SIZE")
+        pid = self._process.pid
+        return sum(map(_held, [pid] if len(self._limits.devices) == 1 else _group(pid)))
 
     def _await_ready(self, stopping: Callable[[], bool]) -> None:
         if self._ready:
@@ -186,12 +189,30 @@ class Executor:
             self.start()
 
 
+def _held(pid: int) -> int:
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _group(leader: int) -> list[int]:
+    """Return the processes of a group, whose leader started all others."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getpgid(int(each.name)) == leader:
+                found.append(int(each.name))
+    return found
+
+
 def _environment(limits: Limits) -> dict[str, str]:
     environment = dict(os.environ)
     environment.update(PYTHONUNBUFFERED="1", FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1")
     if limits.threads is not None:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
-            environment[name] = str(limits.threads)
+            environment[name] = str(max(1, limits.threads // len(limits.devices)))
     return environment
 
 

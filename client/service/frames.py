@@ -1,8 +1,10 @@
-"""Frames over a local socket: a length of eight bytes, a kind of one byte, the rest."""
+"""Frames over a local socket or a pair of pipes: a length of eight bytes, a kind of one byte, the rest."""
 
-import socket
+import os
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 from astrofed.shared.errors import AstrofedError
 
@@ -14,7 +16,37 @@ class Hung(AstrofedError):
     """The other side is gone, or sends what is no frame."""
 
 
-def send(channel: socket.socket, kind: str, *pieces: bytes) -> None:
+class Channel(Protocol):
+    """What of a socket is used."""
+
+    def sendall(self, data: bytes, /) -> None:
+        """Send all bytes (errors as a socket's)."""
+        ...
+
+    def recv_into(self, buffer: memoryview, /) -> int:
+        """Receive at most as many bytes as the buffer has, and return how many; 0: the other side has closed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pipes:
+    """Two pipes, by their descriptors, as a channel."""
+
+    reader: int
+    writer: int
+
+    def sendall(self, data: bytes) -> None:
+        """See `Channel`."""
+        view = memoryview(data)
+        while len(view):
+            view = view[os.write(self.writer, view) :]
+
+    def recv_into(self, buffer: memoryview) -> int:
+        """See `Channel`."""
+        return os.readv(self.reader, [buffer])
+
+
+def send(channel: Channel, kind: str, *pieces: bytes) -> None:
     """Send one frame, its data in pieces; `kind` is one character."""
     channel.sendall(_HEAD.pack(sum(map(len, pieces)), ord(kind)))
     for piece in pieces:
@@ -22,11 +54,11 @@ def send(channel: socket.socket, kind: str, *pieces: bytes) -> None:
             channel.sendall(piece)
 
 
-def receive(channel: socket.socket, wait: Callable[[], None] | None = None) -> tuple[str, bytes]:
+def receive(channel: Channel, wait: Callable[[], None] | None = None) -> tuple[str, bytes]:
     """Return the next frame's kind and data; `wait` is called before each read and may raise what ends the waiting.
 
     Raises:
-        Hung: the other side closed the socket in the middle, or its frame is too long to be one.
+        Hung: the other side closed the channel in the middle, or its frame is too long to be one.
     """
     length, kind = _HEAD.unpack(_exactly(channel, _HEAD.size, wait))
     if length > LARGEST:
@@ -34,7 +66,7 @@ def receive(channel: socket.socket, wait: Callable[[], None] | None = None) -> t
     return chr(kind), bytes(_exactly(channel, length, wait))
 
 
-def _exactly(channel: socket.socket, size: int, wait: Callable[[], None] | None) -> bytearray:
+def _exactly(channel: Channel, size: int, wait: Callable[[], None] | None) -> bytearray:
     data = bytearray(size)
     view, done = memoryview(data), 0
     while done < size:

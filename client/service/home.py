@@ -8,16 +8,18 @@ welcome.json        the coordinator's answer, put here by `astrofed client join`
 privacy-ledger.*    what was spent on each dataset; see `astrofed client ledger`
 spool/              questions and replies that must outlast a crash
 logs/               what happened, without data
+crew.store          where the processes of several devices find each other; written anew at each start
 """
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from astrofed.client.policy import POLICY_FILE, Policy
 from astrofed.client.site import Site
@@ -49,6 +51,26 @@ class NotForThisSite(UserMistake):
     """A plan that does not name this site, or a dataset that it does not have."""
 
 
+def _device(name: str) -> str:
+    if not re.fullmatch(r"cpu|cuda:\d{1,3}", name):
+        raise ValueError(f'{name!r} is no device; give "cpu", or "cuda:0" and so on')
+    return name
+
+
+Word = Annotated[str, Field(min_length=1)]
+
+
+Device = Annotated[str, AfterValidator(_device)]
+
+
+class OtherNode(Section):
+    """Another machine of the site whose devices train along."""
+
+    launch: Annotated[tuple[Word, ...], Field(min_length=1)]
+    """What is put before a command to have it run there, such as ["ssh", "gpu2"] or ["srun", "-w", "gpu2"]."""
+    devices: Annotated[tuple[Device, ...], Field(min_length=1)]
+
+
 class Limits(Section):
     """What one task may take of this machine."""
 
@@ -60,6 +82,26 @@ class Limits(Section):
     """Seconds that one request may take."""
     message_mb: Positive = 2048.0
     """10^6 bytes that one request may have."""
+    devices: Annotated[tuple[Device, ...], Field(min_length=1)] = ("cpu",)
+    """Where networks are computed: "cpu" or "cuda:N". With several, each trains on its rows of every batch."""
+    nodes: tuple[OtherNode, ...] = ()
+    """Other machines of the site that train along; they see this home under the same path."""
+
+    @property
+    def places(self) -> tuple[tuple[str, OtherNode | None], ...]:
+        """All devices, this machine's first, and the other machine that has each."""
+        here = [(device, None) for device in self.devices]
+        return (*here, *((device, node) for node in self.nodes for device in node.devices))
+
+    @model_validator(mode="after")
+    def _alike(self) -> Self:
+        if len({device.partition(":")[0] for device, _ in self.places}) > 1:
+            raise ValueError('devices of a site that train together are all GPUs, or all "cpu"; leave some out')
+        for devices in (self.devices, *(node.devices for node in self.nodes)):
+            twice = [name for name in devices if name != "cpu" and devices.count(name) > 1]
+            if twice:
+                raise ValueError(f"{twice[0]!r} is there twice; name each GPU of a machine once")
+        return self
 
 
 class SiteFile(Section):
@@ -200,6 +242,7 @@ threads = {cores}          # cores that training may use
 {remembered}      # past this, a task is ended and gets an error reply
 task_s = 3600        # seconds that one request may take
 message_mb = 2048    # the largest request that is taken
+# devices = ["cuda:0"]    # compute on this GPU; on several, such as ["cuda:0", "cuda:1"], they share each batch
 """
 
 

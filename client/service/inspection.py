@@ -20,7 +20,7 @@ from astrofed.client.privacy.ledger_report import spent_on_datasets
 from astrofed.client.privacy.ledger_seal import HEAD, KEY
 from astrofed.client.service.home import KEY_FILE, REQUEST_FILE, SITE_FILE, WELCOME_FILE, Home
 from astrofed.client.service.setup import look_at_welcome
-from astrofed.client.service.start import LOCK
+from astrofed.client.service.start import LOCK, look_at_devices
 from astrofed.shared.errors import AstrofedError
 from astrofed.shared.keys import fingerprint, grouped, plan_public_key
 from astrofed.shared.membership import read_request
@@ -68,7 +68,9 @@ def _site(home: Home) -> str:
     limits, cores = home.file.limits, os.cpu_count() or 1
     if limits.threads is not None and limits.threads > cores:
         raise _Amiss(f"limits.threads is {limits.threads}, this machine has {cores} cores; give {cores} or fewer")
-    return f"site {home.site_name!r}, datasets {', '.join(home.file.data)}"
+    look_at_devices(home)
+    where = ", ".join(device if node is None else f"{device} of another machine" for device, node in limits.places)
+    return f"site {home.site_name!r}, datasets {', '.join(home.file.data)}, computes on {where}"
 
 
 def _welcome(home: Home) -> str:

@@ -13,7 +13,7 @@ from astrofed.client.service.diary import Diary
 from astrofed.client.service.executor import Executor
 from astrofed.client.service.fleet import Fleet
 from astrofed.client.service.gatekeeper import Gatekeeper
-from astrofed.client.service.home import Home
+from astrofed.client.service.home import SITE_FILE, Home
 from astrofed.client.service.node import Node
 from astrofed.client.service.spool import Spool
 from astrofed.shared.errors import UserMistake
@@ -32,9 +32,11 @@ def serve(folder: Path, show: Callable[[str], None] | None = None) -> None:
 
     Raises:
         NoHome, BadSiteFile, NotJoined, NotAMembershipFile, KeyUnusable, PolicyError: the home is not complete.
+        DeviceUnavailable: this machine hasn't a device that site.toml names.
         AlreadyRunning: another process serves it.
     """
     home = Home.open(folder)
+    look_at_devices(home)
     welcome, policy = home.welcome, home.policy
     with _locked(folder):
         diary = Diary(home.logs, show)
@@ -60,6 +62,18 @@ def serve(folder: Path, show: Callable[[str], None] | None = None) -> None:
                 f"{node.spool.waiting} replies still to be sent"
             )
             diary.close()
+
+
+def look_at_devices(home: Home) -> None:
+    """See that this machine has the devices that a site is to compute on.
+
+    Raises:
+        DeviceUnavailable: it hasn't; torch is asked only where they are not the CPU alone.
+    """
+    if set(home.file.limits.devices) != {"cpu"}:
+        from astrofed.client.devices import check_devices
+
+        check_devices(home.file.limits.devices, f"{home.folder / SITE_FILE}, limits.devices")
 
 
 @contextmanager

@@ -61,12 +61,13 @@ class Objective:
             if self._site.corrupt_inputs is not None:
                 batch = replace(batch, state=self._site.corrupt_inputs(batch.state))
             told = self._forecaster.changes(model, batch)[:, :, :months]
-            targets = (batch.target[:, :, :months] - batch.last) / scales.change
+            there, area = scales.to(told.device), world.area.to(told.device)
+            targets = (batch.target[:, :, :months] - batch.last) / there.change
             if self._site.corrupt_targets is not None:
                 targets = self._site.corrupt_targets(targets)
-            predicted = self._forecaster.months(world, batch, told, scales)
-            changes = (predicted - batch.last) / scales.change if self._forecaster.fixes else told
-            value = area_loss(changes - targets, world.area)
+            predicted = self._forecaster.months(world, batch, told, there)
+            changes = (predicted - batch.last) / there.change if self._forecaster.fixes else told
+            value = area_loss(changes - targets, area)
             if term is None:
                 return value
             if self._balanced and told.requires_grad:

@@ -212,8 +212,9 @@ def _state(world: World, predicted: Tensor, last: Tensor, phis: Tensor, epochs: 
     `phis` [batch, geological_time, lev, lat, lon] is the forcing's surface geopotential, repeated over lev.
     """
     cube, variables = world.cube, world.layout.variables
-    grid = world.grid(predicted.dtype)
-    flux = torch.tensor(np.stack([cube.flux_w_m2[list(each)] for each in epochs]), dtype=predicted.dtype)[:, None]
+    dtype, device = predicted.dtype, predicted.device
+    grid = world.grid(dtype, device)
+    flux = torch.tensor(np.stack([cube.flux_w_m2[list(each)] for each in epochs]), dtype=dtype, device=device)[:, None]
     static = {"phis": phis[:, None, :, 0] * GEOPOTENTIAL_UNIT}
     first, fields = _fields(last, variables), _fields(predicted, variables)
     known = dry_mass(first["ps"], first["hus"], grid) if {"ps", "hus"} <= first.keys() else None

@@ -22,6 +22,7 @@ from astrofed.shared.planet import EARTH_RADIUS
 
 EARTH_ROTATION = 7.2921e-5  # rad s-1
 EARTH_GRAVITY = 9.80665  # m s-2
+CPU = torch.device("cpu")
 
 
 class TooFewMonths(UserMistake):
@@ -108,21 +109,22 @@ class World:
         self.epochs, self.months = cube.fields["ta"].shape[:2]
         self.mirrors = bool(np.allclose(cube.lat_deg, -cube.lat_deg[::-1], atol=1e-3))
         self._fixed = torch.from_numpy(_fixed_forcing(cube))
-        self._grids: dict[torch.dtype, Grid] = {}
+        self._grids: dict[tuple[torch.dtype, torch.device], Grid] = {}
         self._sunlight = None
         if layout.season == "absorbed sunlight":
             self._sunlight = _sunlight_asymmetry(cube.fields["rst"], cube)
 
-    def grid(self, dtype: torch.dtype) -> Grid:
-        """Return the world's grid for physics, made at the first use.
+    def grid(self, dtype: torch.dtype, device: torch.device = CPU) -> Grid:
+        """Return the world's grid for physics on a device, made at the first use.
 
         Raises:
             UnfitGrid: it doesn't cover the sphere.
         """
-        if dtype not in self._grids:
+        if (dtype, device) not in self._grids:
             cube = self.cube
-            self._grids[dtype] = Grid.of(cube.lev, cube.lat_deg, cube.lon_deg, cube.planet, dtype)
-        return self._grids[dtype]
+            made = Grid.of(cube.lev, cube.lat_deg, cube.lon_deg, cube.planet, dtype)
+            self._grids[dtype, device] = made.to(device)
+        return self._grids[dtype, device]
 
     def inputs(self, sample: Sample, scales: Scales) -> Tensor:
         """Return [variable, climate_time = months_in, geological_time, lev, lat, lon] as the network wants it."""

@@ -122,6 +122,10 @@ class Scales:
     field: Tensor
     change: Tensor
 
+    def to(self, device: torch.device) -> Self:
+        """Return the same scales on a device."""
+        return type(self)(self.mean.to(device), self.field.to(device), self.change.to(device))
+
     @classmethod
     def pooled(cls, statistics: Mapping[str, NDArray[np.float64]]) -> Self:
         """Take the scales out of the server's pooled statistics.

@@ -231,7 +231,7 @@ class MultimodalSurrogate(Task):
 
     def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
         score = gaussian_nll if self.options.objective == "nll" else gaussian_crps
-        total, means = torch.zeros(()), []
+        total, means = batch.targets.new_zeros(()), []
         for view in batch.views:
             mean, spread = model(view)  # [member, sample, target]
             by_target = (score(mean, spread, batch.targets) * batch.given).mean(dim=(0, 1))

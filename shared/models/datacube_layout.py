@@ -127,7 +127,7 @@ class DatacubeLayout(Layout):
 
     def level_means(self, fields: torch.Tensor) -> torch.Tensor:
         """Replace variables that have no levels by their mean over lev, in [..., variable, *, *, lev, lat, lon]."""
-        flat = torch.tensor([not VARIABLES[name].levels for name in self.variables])
+        flat = torch.tensor([not VARIABLES[name].levels for name in self.variables], device=fields.device)
         return torch.where(flat[:, None, None, None, None, None], fields.mean(dim=-3, keepdim=True), fields)
 
     def mirror_signs(self) -> torch.Tensor:

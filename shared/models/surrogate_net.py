@@ -143,7 +143,7 @@ class _Member(nn.Module):
     def forward(self, seen: Observations) -> Tensor:
         """Return [batch, target, 2]: the mean, and what the spread is made of."""
         batch = len(seen)
-        tokens, masks = [self.own.expand(batch, 1, -1)], [torch.ones(batch, 1, dtype=torch.bool)]
+        tokens, masks = [self.own.expand(batch, 1, -1)], [seen.present.new_ones(batch, 1)]
         for index, name in enumerate(MODALITIES):
             present = seen.present[:, index]
             if bool(present.any()):  # an encoder that nobody asks is not run, and so has no gradient

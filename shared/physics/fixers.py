@@ -205,11 +205,13 @@ def _projector(grid: Grid, levels: int, spreads: Mapping[str, Tensor], dtype: to
     """The matrix [2 lev, 2 lev] whose product with (zg, Tv) is the change that balances them."""
     planet = grid.planet
     log_step = grid.log_step.flatten().double()
-    rows = torch.arange(levels - 1)
-    balance = torch.zeros(levels - 1, 2 * levels, dtype=torch.float64)
+    device = log_step.device
+    rows = torch.arange(levels - 1, device=device)
+    balance = torch.zeros(levels - 1, 2 * levels, dtype=torch.float64, device=device)
     balance[rows, rows], balance[rows, rows + 1] = -planet.gravity_m_s2, planet.gravity_m_s2
     balance[rows, levels + rows] = balance[rows, levels + rows + 1] = 0.5 * planet.gas_constant * log_step
-    sizes = [spreads.get(name, torch.tensor(TYPICAL_CHANGE[name])).double().expand(levels) for name in ("zg", "ta")]
+    usual = {name: torch.tensor(TYPICAL_CHANGE[name], device=device) for name in ("zg", "ta")}
+    sizes = [spreads.get(name, usual[name]).double().expand(levels) for name in ("zg", "ta")]
     weighted = torch.cat(sizes).square()[:, None] * balance.T
     change: Tensor = -weighted @ torch.linalg.solve(balance @ weighted, balance)
     return change.to(dtype)

@@ -6,7 +6,7 @@ model takes its own: by second-order differences the shipped worlds' winds would
 it in the root mean square.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Self
 
 import numpy as np
@@ -73,6 +73,11 @@ class Grid:
             "_beyond": beyond,
         }
         return cls(planet, **{name: torch.tensor(values.copy(), dtype=dtype) for name, values in tensors.items()})
+
+    def to(self, device: torch.device) -> Self:
+        """Return the same grid on a device."""
+        held = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "planet"}
+        return type(self)(self.planet, **{name: tensor.to(device) for name, tensor in held.items()})
 
     def eastward(self, field: Tensor) -> Tensor:
         """(a cos φ)⁻¹ ∂/∂λ of [..., lat, lon], per m."""
