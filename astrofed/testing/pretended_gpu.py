@@ -1,12 +1,14 @@
-"""A GPU for machines without one: tensors that say "cuda:0", compute on the CPU, and meet no tensor of the CPU.
+"""A GPU for machines without one: tensors that say "meta", compute on the CPU, and meet no tensor of the CPU.
 
 As on a real GPU, an operation on tensors of both kinds is an error, except with single numbers of the CPU, and with
 indices of the CPU; numpy can't see the pretended tensors. Unlike torch's fake tensors they hold numbers, so that what
-comes out can be compared with what the CPU gives.
+comes out can be compared with what the CPU gives. They can't say "cuda", which torch's autograd has to know; "meta" is
+a kind of device that every build has.
 """
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -17,7 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from astrofed.client.fitting import Pieces
 
-CUDA = torch.device("cuda:0")
+GPU = torch.device("meta")
 _MOVES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 _INDEXED = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torch.ops.aten.index_put.default)
 
@@ -30,7 +32,7 @@ class OnGpu(Tensor):
     @staticmethod
     def __new__(cls, held: Tensor) -> "OnGpu":
         make: Any = Tensor._make_subclass
-        made: OnGpu = make(cls, held, False, dispatch_device=True, device_for_backward_passes=CUDA)
+        made: OnGpu = make(cls, held, False, dispatch_device=True)
         made.held = held
         return made
 
@@ -38,7 +40,7 @@ class OnGpu(Tensor):
         return f"OnGpu({self.held!r})"
 
     def numpy(self, **_: Any) -> Any:
-        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+        raise TypeError("can't convert meta device type tensor to numpy")
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -56,7 +58,7 @@ class _Factories(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if func is torch.ops.prim.device.default:
-        return CUDA
+        return GPU
     flat, spec = tree_flatten((args, kwargs))
     ours = {id(each.held): each for each in flat if isinstance(each, OnGpu)}
     wanted = kwargs.get("device")
@@ -68,12 +70,12 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     found = func(*given, **named)
     if func is torch.ops.aten.copy_.default:
         return args[0]
-    on_gpu = bool(ours) if wanted is None else torch.device(wanted).type == "cuda"
+    on_gpu = bool(ours) if wanted is None else torch.device(wanted).type == "meta"
 
     def wrapped(value: Any) -> Any:
         if not isinstance(value, Tensor) or isinstance(value, OnGpu) or not on_gpu:
             return value
-        return ours.get(id(value)) or OnGpu(value)
+        return ours[id(value)] if id(value) in ours else OnGpu(value)
 
     return tree_map(wrapped, found)
 
@@ -84,19 +86,24 @@ def _no_mixing(func: Any, args: Any, flat: list[Any]) -> None:
         return
     for each in tree_flatten(args[:1])[0] if func in _INDEXED else tensors:
         if isinstance(each, Tensor) and not isinstance(each, OnGpu) and each.dim():
-            raise RuntimeError(f"{func}: expected all tensors to be on the same device, found cuda:0 and cpu")
+            raise RuntimeError(f"{func}: expected all tensors to be on the same device, found meta and cpu")
 
 
 @contextmanager
 def pretended_gpu() -> Iterator[str]:
     """Give this process a GPU, and its name, for a block."""
-    forked = torch.random.fork_rng
+    optimizers: Any = sys.modules[torch.optim.Optimizer.__module__]
+    fused = [*optimizers._get_fused_kernels_supported_devices(), GPU.type]
+    on_cpu = torch.tensor
+
+    def tensor(data: Any, *, device: torch.device | str | None = None, **named: Any) -> Tensor:
+        made = on_cpu(data, **named)
+        return made if device is None else made.to(device)
+
     with (
+        patch.object(torch, "tensor", tensor),  # which torch doesn't let modes see where the device is "meta"
+        patch.object(optimizers, "_get_fused_kernels_supported_devices", lambda: list(fused)),
         patch.object(Pieces, "_free", lambda _: 2**30),
-        patch.object(torch.random, "fork_rng", lambda *_: forked([])),
-        patch.object(torch.cuda, "_lazy_init", lambda: None),
-        patch.object(torch.cuda, "device", lambda _: nullcontext()),
-        patch.object(torch.cuda, "manual_seed", lambda _: None),
         _Factories(),  # type: ignore[no-untyped-call]
     ):
-        yield str(CUDA)
+        yield str(GPU)
