@@ -125,7 +125,7 @@ def test_without_a_plan_the_home_is_looked_at_line_by_line(astrofed: Command, tm
     code, out, _ = astrofed("client", "check", "--home", tmp_path / "home", "--json")
     found = json.loads(out)
     assert code == 2 and found["ready"] is False and found["home"][0] == {
-        "what": "site.toml", "ok": True, "says": "site 'keck', datasets planets"}  # fmt: skip
+        "what": "site.toml", "ok": True, "says": "site 'keck', datasets planets, computes on cpu"}  # fmt: skip
     assert [each["what"] for each in found["home"] if not each["ok"]] == ["welcome.json", "policy.toml"]
 
 
