@@ -88,11 +88,16 @@ def train_privately(
             clipping.end_step(event.noise_multiplier, expected, random)
     model.eval()
     check_buffers(model, before)
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
+    if not all(_is_finite(parameter.detach()) for parameter in model.parameters()):
         raise TrainingDiverged(
             f"the weights left the finite range in round {instruction.round}; lower training.learning_rate "
             f"(now {training.learning_rate:g})"
         )
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Whether all values are, found without another tensor as large."""
+    return not values.numel() or all(bool(end.isfinite()) for end in torch.aminmax(values))
 
 
 def clipped_sum(
