@@ -102,10 +102,11 @@ def cheapest_form(model: nn.Module, batch: Units, loss: UnitLoss) -> Form:
     10; in the datacube network 1.5 and 1.4, with twice and a quarter of plain's memory; in a wide perceptron 46 and 18,
     factored 1.8 (one thread, noise left out).
     """
-    few = tuple(tensor[:2] for tensor in batch)
-    factored = Factored(model, loss, tuple(tensor[:1] for tensor in few))
+    few, one = tuple(tensor[:2] for tensor in batch), tuple(tensor[:1] for tensor in batch)
+    large = next(model.parameters()).is_cpu and _outputs(model, one, loss) >= LARGE
+    factored = Factored(model, loss, one, convolutions=not large)
     forms: tuple[Form, ...] = (factored,) if factored.worthwhile(model) else ()
-    if not (next(model.parameters()).is_cpu and _outputs(model, tuple(tensor[:1] for tensor in few), loss) >= LARGE):
+    if not large:
         forms = (*forms, Together())
     for form in forms:
         try:

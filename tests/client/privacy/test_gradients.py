@@ -78,6 +78,34 @@ class Spread(nn.Module):
         return out
 
 
+class Convolved(nn.Module):
+    """Convolutions of one to three axes, with strides and margins, of one and of several samples a unit; and odd ones.
+
+    Those with groups, dilation or another margin than zeros are nothing that rows of patches would be right for.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plane = nn.Conv2d(2, 5, (3, 2), stride=(2, 1), padding=(1, 0))
+        self.line = nn.Conv1d(3, 4, 3, padding=2, bias=False)
+        self.space = nn.Conv3d(1, 3, (2, 3, 1), padding=(0, 1, 0))
+        self.grouped = nn.Conv1d(4, 4, 3, groups=2)
+        self.spread = nn.Conv1d(4, 2, 2, dilation=2)
+        self.around = nn.Conv1d(2, 2, 3, padding=1, padding_mode="circular")
+        self.alike = nn.Conv1d(2, 2, 3, padding="same")
+        self.head = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        units = len(x)
+        hidden = torch.tanh(self.plane(x))  # [unit, 5, 3, 4]
+        hidden = torch.tanh(self.space(hidden[:, None]))  # [unit, 3, 4, 3, 4]
+        samples = hidden.transpose(1, 2).reshape(4 * units, 3, 12)  # four a unit
+        hidden = torch.tanh(self.line(samples)).reshape(units, 4, 4, 14).mean(dim=1)
+        hidden = self.alike(self.around(torch.tanh(self.spread(torch.tanh(self.grouped(hidden))))))
+        out: Tensor = self.head(hidden.mean(dim=-1))
+        return out
+
+
 class InPlace(MLP):
     """A perceptron that writes into a tensor of its own, which torch can't vectorise."""
 
@@ -161,14 +189,16 @@ def worlds(weights: dict[str, float]) -> tuple[Callable[[], nn.Module], Units, L
 TABLE = drawn(5, 3), drawn(5, 2, seed=3)
 SERIES = drawn(5, 6, 3), drawn(5, 2, seed=3)
 TOKENS = drawn(5, 6, 8), drawn(5, 10, seed=3)
+MAPS = drawn(5, 2, 5, 5), drawn(5, 2, seed=3)
 SETS = drawn(5, 4, 3), drawn(5, 4, 2, seed=3)
 PHYSICS = {"hydrostatic": 0.5, "mass-continuity": 0.5}
 CASES: dict[str, tuple[Callable[[], nn.Module], Units, Loss, type]] = {
     "perceptron": (lambda: MLP(3, 2, hidden=(8, 5)), TABLE, squared, Factored),
     "tokens": (lambda: Attention(8, 2), TOKENS, squared, Factored),
-    "datacube": (*worlds({}), Together),
-    "datacube with physics": (*worlds(PHYSICS), Together),
-    "folded time": (Folded, SERIES, squared, Together),
+    "datacube": (*worlds({}), Factored),
+    "datacube with physics": (*worlds(PHYSICS), Factored),
+    "folded time": (Folded, SERIES, squared, Factored),
+    "convolutions of all kinds": (Convolved, MAPS, squared, Factored),
     "linear layers of all kinds": (Spread, TABLE, squared, Together),
     "slopes": (lambda: MLP(3, 2, hidden=(8,)), TABLE, smooth, Together),
     "slopes by autograd": (lambda: MLP(3, 2, hidden=(8,)), TABLE, smooth_by_autograd, OneByOne),
@@ -281,13 +311,14 @@ def test_a_layer_over_many_rows_keeps_the_smaller_of_gradients_and_factors() -> 
 
 def test_only_layers_passed_once_whose_weights_go_nowhere_else_are_factored() -> None:
     model, unit = made(Spread, torch.float32), tuple(tensor[:1] for tensor in TABLE)
-    assert Factored(model, squared, unit)._layers == {"once": 1, "bare": 1, "rows": 4, "head": 1}
+    found = {name: tuple(shape) for name, shape in Factored(model, squared, unit)._layers.items()}
+    assert found == {"once": (1, 4), "bare": (1, 4), "rows": (1, 4, 2), "head": (1, 2)}
 
     def penalised(model: nn.Module, batch: Units) -> Tensor:
         assert isinstance(model, Spread)
         return squared(model, batch) + model.head.weight.square().sum()
 
-    assert Factored(model, penalised, unit)._layers == {"once": 1, "bare": 1, "rows": 4}
+    assert list(Factored(model, penalised, unit)._layers) == ["once", "bare", "rows"]
 
     def on_half_the_weights(model: nn.Module, batch: Units) -> Tensor:
         halves = {name: weight / 2 for name, weight in model.named_parameters()}
@@ -295,6 +326,12 @@ def test_only_layers_passed_once_whose_weights_go_nowhere_else_are_factored() ->
         return value
 
     assert Factored(model, on_half_the_weights, unit)._layers == {}
+
+
+def test_only_convolutions_that_patches_are_right_for_are_factored() -> None:
+    model, unit = made(Convolved, torch.float32), tuple(tensor[:1] for tensor in MAPS)
+    assert list(Factored(model, squared, unit)._layers) == ["plane", "line", "space", "head"]
+    assert list(Factored(model, squared, unit, convolutions=False)._layers) == ["head"]
 
 
 def test_a_layer_passed_otherwise_than_at_first_is_noticed() -> None:

@@ -1,0 +1,114 @@
+"""Layers whose weight multiplies rows: linear ones, and convolutions, whose rows are the patches that they see.
+
+A convolution's output at a place is its weight times the patch around that place, so that its gradient is a sum of
+outer products as a linear layer's is (Chellapilla, Puri & Simard 2006; Rochette, Manoel & Tramel 2019).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from astrofed.client.privacy.gradients import UnitLoss, Units
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+Multiplying = nn.Linear | Convolution
+Tap = Callable[[Multiplying, Tensor, Tensor], Tensor]
+"""Of a layer, its input and its output makes what goes on in the output's place."""
+
+
+def sizes(layer: Multiplying) -> tuple[int, int]:
+    """Return how many numbers a row has that goes in, and one that comes out."""
+    return layer.weight[0].numel(), len(layer.weight)
+
+
+def as_rows(layer: Multiplying, given: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what goes into a layer and what comes out as rows, [unit, row, feature] each.
+
+    `given` and `output` [unit, …] are as the layer has them for every single unit.
+    """
+    units, (columns, out) = len(given), sizes(layer)
+    if isinstance(layer, nn.Linear):
+        return given.reshape(units, -1, columns), output.reshape(units, -1, out)
+    places = len(layer.kernel_size)
+    seen = _patches(layer, given.flatten(0, given.ndim - places - 2))
+    by_place = output.flatten(output.ndim - places).transpose(-1, -2)
+    return seen.reshape(units, -1, columns), by_place.reshape(units, -1, out)
+
+
+def _patches(layer: Convolution, given: Tensor) -> Tensor:
+    """Return the patches [sample, place, channel · kernel] of samples [sample, channel, …]."""
+    dimensions, margins = len(layer.kernel_size), [int(size) for size in layer.padding]
+    seen = nn.functional.pad(given, [size for size in reversed(margins) for _ in range(2)])
+    for axis, (size, step) in enumerate(zip(layer.kernel_size, layer.stride, strict=True), start=2):
+        seen = seen.unfold(axis, size, step)
+    return seen.movedim(1, dimensions + 1).flatten(dimensions + 1).flatten(1, dimensions)
+
+
+def passed_once(model: nn.Module, loss: UnitLoss, unit: Units, *, convolutions: bool) -> dict[str, torch.Size]:
+    """Name the layers that one unit [1, …] passes once, with the shape of their output; by no other way do their
+    weights reach the loss.
+
+    Weights can also stand in a penalty, be tied to another layer's, or be used by a function directly. Layers run on
+    detached weights here: what gradient there still is came by another way.
+    """
+    named = {
+        name: layer
+        for name, layer in model.named_modules()
+        if _multiplies(layer, convolutions) and all(p.requires_grad for p in layer.parameters())
+    }
+    weights = [p for layer in named.values() for p in layer.parameters()]
+    shapes: dict[int, list[torch.Size]] = {}
+    strange: set[int] = set()  # layers that were run on other weights than their own, as `functional_call` can do
+
+    def detached(layer: Multiplying, given: Tensor, output: Tensor) -> Tensor:
+        shapes.setdefault(id(layer), []).append(output.shape)
+        if not {id(p) for p in (layer.weight, layer.bias) if p is not None} <= {id(p) for p in weights}:
+            strange.add(id(layer))
+        weight, bias = layer.weight.detach(), layer.bias.detach() if layer.bias is not None else None
+        if isinstance(layer, nn.Linear):
+            return nn.functional.linear(given, weight, bias)
+        return layer._conv_forward(given, weight, bias)
+
+    if not weights:
+        return {}
+    with torch.enable_grad(), tapped(list(named.values()), detached):
+        value = loss(model, unit)
+        other = torch.autograd.grad(value, weights, allow_unused=True) if value.requires_grad else [None] * len(weights)
+    elsewhere = {id(p) for p, found in zip(weights, other, strict=True) if found is not None}
+    tied = {p for p in map(id, weights) if list(map(id, weights)).count(p) > 1}
+    return {
+        name: shapes[id(layer)][0]
+        for name, layer in named.items()
+        if len(shapes.get(id(layer), [])) == 1
+        and id(layer) not in strange
+        and not {id(p) for p in layer.parameters()} & (elsewhere | tied)
+    }
+
+
+def _multiplies(layer: nn.Module, convolutions: bool) -> bool:
+    if type(layer) is nn.Linear:
+        return True
+    if not convolutions or type(layer) not in CONVOLUTIONS:
+        return False
+    assert isinstance(layer, Convolution)
+    plain = layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return plain and all(step == 1 for step in layer.dilation)
+
+
+@contextmanager
+def tapped(layers: Sequence[nn.Module], tap: Tap) -> Iterator[None]:
+    """Have a tap at each of these layers for a block."""
+
+    def hook(layer: Any, given: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
+        return tap(layer, given[0] if given else named["input"], output)
+
+    handles = [layer.register_forward_hook(hook, with_kwargs=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
