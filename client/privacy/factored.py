@@ -144,11 +144,11 @@ def _of_layer(layer: Multiplying, come: Tensor, gone: Tensor) -> tuple[tuple[Ten
     some = max(1, _AT_ONCE // (max(rows, out) * columns))
     if rows * (columns + out) < columns * out:
         given, output = as_rows(layer, come, gone)
-        parts = zip(output.split(some), given.split(some), strict=True)
+        parts = zip(torch.split(output, some), torch.split(given, some), strict=True)
         squares = torch.cat([square_lengths(torch.bmm(g.transpose(1, 2), x)) for g, x in parts])
         return (output, given), squares.double(), output.sum(dim=1)
     whole, sums = gone.new_empty(len(gone), out, columns), gone.new_empty(len(gone), out)
-    for part, total, x, g in zip(*(each.split(some) for each in (whole, sums, come, gone)), strict=True):
+    for part, total, x, g in zip(*(torch.split(each, some) for each in (whole, sums, come, gone)), strict=True):
         given, output = as_rows(layer, x, g)
         torch.bmm(output.transpose(1, 2), given, out=part)
         torch.sum(output, dim=1, out=total)

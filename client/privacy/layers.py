@@ -71,7 +71,8 @@ def passed_once(model: nn.Module, loss: UnitLoss, unit: Units, *, convolutions: 
         weight, bias = layer.weight.detach(), layer.bias.detach() if layer.bias is not None else None
         if isinstance(layer, nn.Linear):
             return nn.functional.linear(given, weight, bias)
-        return layer._conv_forward(given, weight, bias)
+        made: Tensor = layer._conv_forward(given, weight, bias)
+        return made
 
     if not weights:
         return {}
