@@ -5,7 +5,7 @@ its residuals are taken as they are. The dry mass that a prediction must keep is
 run from that month to the first predicted one and on from month to month.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 from astrofed.client.data.contract import FIELDS
 from astrofed.client.tasks.datacube_batches import Batch
 from astrofed.client.tasks.datacube_samples import Sample, World
-from astrofed.client.tasks.datacube_scales import Scales, to_learned, to_si
+from astrofed.client.tasks.datacube_scales import Scales, in_si, to_learned
 from astrofed.shared.errors import UserMistake
 from astrofed.shared.models.datacube_layout import GEOPOTENTIAL, GEOPOTENTIAL_UNIT, VARIABLES
 from astrofed.shared.physics import CONSTRAINTS, TOLERANCES
@@ -88,7 +88,7 @@ class PhysicsTerm:
         """
         found = {}
         if self.weights:
-            state = _batch_state(world, batch, predicted)
+            state = _batch_state(world, batch, predicted, mass="dry-mass" in self.weights)
             for name, weight in self.weights.items():
                 residual = evaluate(name, state)
                 if isinstance(residual, NotEvaluable):
@@ -131,14 +131,14 @@ class PhysicsFixers:
         spreads = {name: scales.change[index, 0, 0, :, 0, 0] for name, index in self.carriers.items()}
         months: list[Tensor] = []
         known = None
-        for month in range(predicted.shape[2]):
+        for own in torch.split(predicted, 1, dim=2):
             last = months[-1] if months else batch.last
-            state = _batch_state(world, batch, predicted[:, :, month : month + 1], last)
+            state = _batch_state(world, batch, own, last, mass="mass" in self.names)
             known = state.dry_mass if known is None else known
             fixed, missed = fix(replace(state, dry_mass=known), self.names, spreads)
             if missed:
                 raise FixerNotEvaluable(f"physics.fixers: {missed[0].constraint!r} {missed[0].reason}")
-            columns = list(predicted[:, :, month : month + 1].unbind(1))
+            columns = list(own.unbind(1))
             for name, index in self.carriers.items():
                 values = to_learned(fixed.fields[name], name)
                 columns[index] = values if VARIABLES[name].levels else values[..., None, :, :].expand_as(columns[index])
@@ -201,36 +201,69 @@ def _tally(
     return {name: (complying, counted, total) for name, (complying, counted, total) in sums.items()}
 
 
-def _batch_state(world: World, batch: Batch, predicted: Tensor, last: Tensor | None = None) -> State:
+def _batch_state(world: World, batch: Batch, predicted: Tensor, last: Tensor | None = None, *, mass: bool) -> State:
     epochs = [sample.epochs for sample in batch.samples]
-    return _state(world, predicted, batch.last if last is None else last, batch.forcing[:, GEOPOTENTIAL], epochs)
+    before = batch.last if last is None else last
+    return _state(world, predicted, before, batch.forcing[:, GEOPOTENTIAL], epochs, mass=mass)
 
 
-def _state(world: World, predicted: Tensor, last: Tensor, phis: Tensor, epochs: Sequence[Sequence[int]]) -> State:
+def _state(
+    world: World, predicted: Tensor, last: Tensor, phis: Tensor, epochs: Sequence[Sequence[int]], *, mass: bool = True
+) -> State:
     """The state of predicted months after a last month, both in learned units with a batch axis in front.
 
-    `phis` [batch, geological_time, lev, lat, lon] is the forcing's surface geopotential, repeated over lev.
+    `phis` [batch, geological_time, lev, lat, lon] is the forcing's surface geopotential, repeated over lev; `mass`:
+    whether the last month's dry mass is asked for.
     """
     cube, variables = world.cube, world.layout.variables
     dtype, device = predicted.dtype, predicted.device
     grid = world.grid(dtype, device)
     flux = torch.tensor(np.stack([cube.flux_w_m2[list(each)] for each in epochs]), dtype=dtype, device=device)[:, None]
-    static = {"phis": phis[:, None, :, 0] * GEOPOTENTIAL_UNIT}
-    first, fields = _fields(last, variables), _fields(predicted, variables)
-    known = dry_mass(first["ps"], first["hus"], grid) if {"ps", "hus"} <= first.keys() else None
-    before = {name: torch.cat((first[name], values[:, :-1]), dim=1) for name, values in fields.items()}
+    static = phis[:, None, :, 0] * GEOPOTENTIAL_UNIT
+    first, fields = _in_si(last, variables, static), _in_si(predicted, variables, static)
+    known = dry_mass(first["ps"], first["hus"], grid) if mass and {"ps", "hus"} <= first.keys() else None
+
+    def earlier(name: str) -> Tensor:
+        alone = name in STATIC or predicted.shape[2] == 1
+        return first[name] if alone else torch.cat((first[name], fields[name][:, :-1]), dim=1)
+
     interval = float(cube.attributes.get(MONTH_ATTRIBUTE, MONTH_S))
-    return State(fields | static, grid, flux, known, before | static, interval)
+    return State(fields, grid, flux, known, _Fields(fields, earlier), interval)
 
 
-def _fields(learned: Tensor, variables: Sequence[str]) -> dict[str, Tensor]:
+class _Fields(Mapping[str, Tensor]):
+    """Fields by name, each made when it is first asked for: few of them are."""
+
+    def __init__(self, names: Sequence[str] | Mapping[str, Tensor], make: Callable[[str], Tensor]) -> None:
+        self._names, self._make = tuple(names), make
+        self._made: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        if name not in self._made:
+            self._made[name] = self._make(name)
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _in_si(learned: Tensor, variables: Sequence[str], phis: Tensor) -> _Fields:
     """SI fields by name, [batch, climate_time, geological_time, lev, lat, lon]; those without levels have no lev.
 
     A wild prediction of temperature or pressure is kept above 1 K or 1 Pa, where logarithms and quotients are finite.
     """
-    fields = {}
-    for index, name in enumerate(variables):
-        values = to_si(learned[:, index : index + 1], (name,))[:, 0]
-        values = values.clamp(min=1.0) if FIELDS[name].positive else values
-        fields[name] = values if VARIABLES[name].levels else values[..., 0, :, :]
-    return fields
+    columns = dict(zip(variables, learned.unbind(1), strict=True))
+
+    def make(name: str) -> Tensor:
+        if name in STATIC:
+            return phis
+        values = columns[name] if VARIABLES[name].levels else columns[name][..., 0, :, :]
+        values = in_si(values, name)
+        return values.clamp(min=1.0) if FIELDS[name].positive else values
+
+    return _Fields((*variables, *STATIC), make)

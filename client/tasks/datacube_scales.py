@@ -48,14 +48,15 @@ def learned_fields(cube: Cube, variables: Sequence[str]) -> NDArray[np.float32]:
 
 def to_si(learned: Tensor, variables: Sequence[str]) -> Tensor:
     """Turn a tensor whose second axis is the variable from learned units to SI."""
-    powers = [VARIABLES[name].power for name in variables]
-    if all(power == 1.0 for power in powers):
+    if all(VARIABLES[name].power == 1.0 for name in variables):
         return learned
-    columns = list(learned.unbind(1))
-    for index, power in enumerate(powers):
-        if power != 1.0:
-            columns[index] = columns[index].clamp(min=0) ** (1 / power)
-    return torch.stack(columns, dim=1)
+    return torch.stack([in_si(values, name) for values, name in zip(learned.unbind(1), variables, strict=True)], dim=1)
+
+
+def in_si(learned: Tensor, name: str) -> Tensor:
+    """Turn one variable's values from learned units to SI."""
+    power = VARIABLES[name].power
+    return learned if power == 1.0 else learned.clamp(min=0) ** (1 / power)
 
 
 def to_learned(si: Tensor, name: str) -> Tensor:

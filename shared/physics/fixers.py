@@ -9,6 +9,7 @@ CREDIT (Schreck et al. 2025) and NVIDIA's makani.
 """
 
 import difflib
+from collections import ChainMap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
@@ -83,7 +84,8 @@ def fix(
         if reason:
             missed.append(NotEvaluable(name, reason))
             continue
-        state = replace(state, fields={**state.fields, **_corrected(name, state, spreads)})
+        fields = ChainMap(_corrected(name, state, spreads), state.fields)  # type: ignore[arg-type]
+        state = replace(state, fields=fields)
     return state, tuple(missed)
 
 
