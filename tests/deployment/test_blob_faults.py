@@ -12,14 +12,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any
 
 import pytest
 
 from astrofed.server.record import read_record, verify_run
 from astrofed.server.service.jobs import Jobs
-from astrofed.shared.blobs import STEP
+from astrofed.shared.blobs import STEP, UNFINISHED
 from astrofed.shared.packing import INLINE
 
 pytestmark = pytest.mark.slow
@@ -46,7 +48,7 @@ class Halting:
         self.no_disk = _mounted(self.blobs, DISK_MB)
         for name in ("tess", "k2", "keck"):
             site_homes.set_up(name)
-        self.small = site_homes.folder / "keck" / "spool" / "blobs"
+        self.spool, self.small = (site_homes.folder / name / "spool" / "blobs" for name in ("k2", "keck"))
         self.no_small_disk = _mounted(self.small, SMALL_DISK_MB)
         deployment.start()
         site_homes.start("tess")
@@ -60,12 +62,19 @@ class Halting:
         self.file.write_text(way)
 
     def halted(self) -> None:
-        """Wait until the site has halted."""
-        stat = Path(f"/proc/{self.homes.processes['k2'].pid}/stat")
+        """Wait until the site, or its executor, has halted."""
+        self.deployment.until(lambda: self.file.read_text().isdecimal(), "the site is about to halt")
+        self.process = int(self.file.read_text())
+        stat = Path(f"/proc/{self.process}/stat")
         self.deployment.until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "the site has halted")
 
     def go_on(self) -> None:
-        self.homes.processes["k2"].send_signal(signal.SIGCONT)
+        """Let it go on."""
+        os.kill(self.process, signal.SIGCONT)
+
+    def kill(self) -> None:
+        """Kill what has halted."""
+        os.kill(self.process, signal.SIGKILL)
 
     def kill_server(self) -> None:
         self.deployment.server.send_signal(signal.SIGKILL)
@@ -119,6 +128,11 @@ def parts(folder: Path) -> list[int]:
     return [path.stat().st_size for path in folder.glob("*.part")]
 
 
+def unfinished(folder: Path) -> list[Path]:
+    """Return what is being written, or was when its writer was killed."""
+    return list(folder.glob(f".*{UNFINISHED}"))
+
+
 def flip(path: Path, at: int) -> None:
     """Change one bit of a file."""
     with path.open("r+b") as file:
@@ -131,7 +145,7 @@ def flip(path: Path, at: int) -> None:
 def test_whatever_strikes_in_the_middle_of_a_blob_the_run_ends_with_the_same_model(
     at_fault: Halting, plan: Callable[..., dict[str, Any]], model: str
 ) -> None:
-    server, site, run = at_fault.deployment, at_fault.homes.folder / "k2" / "spool" / "blobs", "struck"
+    server, run = at_fault.deployment, "struck"
     if at_fault.no_disk:
         at_fault.halt_next("send")
         server.submit(plan(run))
@@ -165,7 +179,7 @@ def test_whatever_strikes_in_the_middle_of_a_blob_the_run_ends_with_the_same_mod
     at_fault.go_on()
     at_fault.halted()
     at_fault.kill_server()
-    assert parts(site) == [2 * STEP]
+    assert parts(at_fault.spool) == [2 * STEP]
     server.start()
     at_fault.go_on()
     at_fault.ended(run)
@@ -185,7 +199,7 @@ def test_a_reply_that_changed_on_its_sites_disk_and_a_site_without_room_are_in_t
     at_fault.halt_next("send")
     at_fault.deployment.submit(plan("changed", *others, rounds=1))
     at_fault.halted()
-    for path in (at_fault.homes.folder / "k2" / "spool" / "blobs").iterdir():  # the question, done with, and the reply
+    for path in at_fault.spool.iterdir():  # the question, done with, and the reply
         flip(path, 3 * STEP)
     at_fault.go_on()
     at_fault.ended("changed")
@@ -199,3 +213,63 @@ def test_a_reply_that_changed_on_its_sites_disk_and_a_site_without_room_are_in_t
     said = [line for line in at_fault.homes.log("keck").splitlines() if "has no room" in line]
     assert f"{at_fault.small}" in said[0] and "free so much there" in said[0]
     assert list(at_fault.small.iterdir()) == []
+
+
+def test_an_executor_that_is_killed_while_it_writes_a_reply_costs_that_reply_and_leaves_nothing_behind(
+    at_fault: Halting, plan: Callable[..., dict[str, Any]]
+) -> None:
+    at_fault.halt_next("write")
+    at_fault.deployment.submit(plan("killed"))
+    at_fault.halted()
+    (orphan,) = unfinished(at_fault.spool)
+    at_fault.homes.kill("k2")  # with its executor, as by a machine that has no memory left
+    at_fault.kill()
+    at_fault.halt_next("write")
+    at_fault.start()
+    at_fault.halted()  # in the same reply, which is made anew
+    (another,) = unfinished(at_fault.spool)
+    assert another != orphan
+    at_fault.kill()
+    at_fault.ended("killed")
+    first, *others = at_fault.rounds("killed")
+    assert first.accepted == ("tess",)
+    assert {item.participant: item.reason for item in first.quarantined} == {
+        "k2": "k2: the executor was killed while it worked (SIGKILL)"
+    }
+    assert [entry.accepted for entry in others] == [("tess", "k2")] * (ROUNDS - 1)
+    assert "train, round 1 of 2: failed; the executor was killed while it worked" in at_fault.homes.log("k2")
+    assert not unfinished(at_fault.spool)
+
+
+def test_a_disk_that_is_full_when_the_next_broadcast_is_written_stops_the_run_which_is_resumed_to_its_end(
+    at_fault: Halting, plan: Callable[..., dict[str, Any]], model: str
+) -> None:
+    if at_fault.no_disk:
+        pytest.skip(at_fault.no_disk)
+    run = "filled"
+    at_fault.halt_next("send")
+    at_fault.deployment.submit(plan(run))
+    at_fault.halted()
+    at_fault.halt_next("write")
+    at_fault.go_on()
+    at_fault.halted()  # in the next round
+    two = 2 * 4 * WIDTH**2  # a question and a reply, which the worker has open, whether or not it still has a name
+    at_fault.deployment.until(lambda: disk_usage(at_fault.blobs).used >= two, "the other site's reply has come")
+    with ExitStack() as held:  # so that deleting the question makes no room
+        for path in at_fault.blobs.iterdir():
+            held.enter_context(path.open("rb"))
+        filler = at_fault.deployment.fill(at_fault.blobs, leave=6 * STEP)  # for this reply, and not for what follows
+        at_fault.go_on()
+        reason = at_fault.ended(run, "failed").reason
+    assert f"{at_fault.blobs} can't be written: No space left" in reason and "free space" in reason
+    assert [entry.round for entry in at_fault.rounds(run)] == [1]
+    verify_run(at_fault.deployment.run_folder(run))
+    filler.unlink()
+    Jobs(at_fault.deployment.home / "jobs").resume(run)
+    at_fault.deployment.until(lambda: at_fault.deployment.state(run).status != "failed", "it is taken up again")
+    at_fault.ended(run)
+    entries = at_fault.rounds(run)
+    assert [entry.round for entry in entries] == list(range(1, ROUNDS + 1))
+    assert all(entry.accepted == ("tess", "k2") and not entry.quarantined for entry in entries), entries
+    path = at_fault.deployment.run_folder(run) / "model.safetensors"
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == model
