@@ -5,15 +5,20 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Literal
 
+from pydantic import ValidationError
+
 from astrofed.client.policy import DataRules, Policy
 from astrofed.client.refusing import NotAdmitted, UnknownRequest
 from astrofed.client.site import Site
 from astrofed.shared import registry
-from astrofed.shared.plan import Plan, plan_from_json
+from astrofed.shared.plan import Named, Plan, plan_from_json
+from astrofed.shared.registry import normalise
 from astrofed.shared.signed_plan import EXPIRES, ISSUED, PLAN, RUN, SIGNATURE, WHOLE
 
 ALWAYS = frozenset({PLAN, WHOLE, SIGNATURE, RUN, ISSUED, EXPIRES})
 """Settings that any message may carry."""
+MIXTURE = "mixture"
+"""The model that is made of others (`shared.models.mixture`), by which a differentiable search tries them all."""
 _SHOWN = 80  # characters of a coordinator's own words
 
 
@@ -74,16 +79,48 @@ def _judged(text: str, site: Site) -> tuple[DataRules, tuple[str, ...]]:
 
 
 def _named(plan: Plan, policy: Policy) -> list[str]:
-    found = []
-    if not policy.allows("modes", plan.mode):
-        found.append(f"mode {plan.mode!r} is not among the allowed: {_listed(policy.modes)}")
+    found = [] if policy.allows("modes", plan.mode) else [f"mode {plan.mode!r} {_among(policy.modes)}"]
+    found += [
+        f"mode {mode!r}, which the parts of a plan of mode {plan.mode!r} have, {_among(policy.modes)}"
+        for mode in _modes_of_parts(plan)
+        if not policy.allows("modes", mode)
+    ]
     found += _plugin(policy, "tasks", plan.task.name)
-    return found + _plugin(policy, "models", plan.model.name)
+    searched = plan.search.space.get("model.name", ()) if plan.search is not None else ()
+    found += [each for name in searched for each in _plugin(policy, "models", str(name))]
+    if plan.privacy is not None and normalise(plan.model.name) == MIXTURE:
+        found.append("privacy: one unit's part in a mixture of networks is not bounded; train one network")
+    return found + ([] if searched else _model(policy, plan.model))
+
+
+def _modes_of_parts(plan: Plan) -> list[str]:
+    """Return the modes of what a search or an evolution sends to sites."""
+    if plan.mode == "nas":
+        return ["federated" if len(plan.trainers) > 1 else "single"]
+    if plan.mode == "evolution" and plan.evolution is not None:
+        several = len(plan.trainers) > 1
+        islands = ["single"] if plan.evolution.islands or not several else []
+        return [*islands, *(["federated"] if several else [])]  # all sites together look at the islands' best
+    return []
+
+
+def _model(policy: Policy, model: Named) -> list[str]:
+    """Return what stands against a model; a mixture is let in where each of its networks is."""
+    if normalise(model.name) != MIXTURE:
+        return _plugin(policy, "models", model.name)
+    candidates = model.options.get("candidates")
+    try:
+        networks = [Named.model_validate(each) for each in candidates] if isinstance(candidates, list | tuple) else []
+    except ValidationError:
+        networks = []
+    if not networks:
+        return [f"model {model.name!r} has no list of networks, each of which a policy would have to allow"]
+    return list(dict.fromkeys(each for network in networks for each in _model(policy, network)))
 
 
 def _plugin(policy: Policy, kind: Literal["tasks", "models"], name: str) -> list[str]:
     if not policy.allows(kind, name):
-        return [f"{kind[:-1]} {name!r} is not among the allowed: {_listed(getattr(policy, kind))}"]
+        return [f"{kind[:-1]} {name!r} {_among(getattr(policy, kind))}"]
     if not policy.allows_origin(registry.find(kind, name).origin):
         return [f"{kind[:-1]} {name!r} comes from elsewhere than the plug-ins that are allowed"]
     return []
@@ -116,5 +153,5 @@ def _hours(rules: DataRules, now: datetime | None) -> list[str]:
     return [f"requests are answered only during {' and '.join(rules.hours)} of the site's clock"]
 
 
-def _listed(names: Collection[str]) -> str:
-    return ", ".join(names) or "none"
+def _among(allowed: Collection[str]) -> str:
+    return f"is not among the allowed: {', '.join(allowed) or 'none'}"

@@ -33,6 +33,19 @@ TOO_MUCH: dict[str, tuple[dict[str, Any], str]] = {
     "a foreign task": ({"task": "datacube"}, "task 'datacube' is not among the allowed: planets"),
     "a task that nobody has": ({"task": "send-all-rows"}, "task 'send-all-rows' is not among the allowed"),
     "a foreign model": ({"model": "datacube-net"}, "model 'datacube-net' is not among the allowed: mlp"),
+    "a foreign model in a mixture": (
+        {"model": {"name": "mixture", "candidates": [{"name": "mlp"}, {"name": "datacube-net"}]}},
+        "model 'datacube-net' is not among the allowed: mlp",
+    ),
+    "a foreign model deep in a mixture": (
+        {"model": {"name": "Mix-ture", "candidates": [{"name": "mixture", "candidates": ["datacube-net"]}]}},
+        "model 'datacube-net' is not among the allowed: mlp",
+    ),
+    "a mixture under privacy": (
+        {"model": {"name": "mixture", "candidates": [{"name": "mlp"}, {"name": "mlp"}]}},
+        "one unit's part in a mixture of networks is not bounded",
+    ),
+    "a mixture of nothing": ({"model": {"name": "mixture", "candidates": [7]}}, "has no list of networks"),
     "too many rounds": ({"rounds": 51}, "51 rounds are asked for, at most 50 are allowed"),
 }
 

@@ -27,9 +27,9 @@ def plan(tmp_path: Path, small: dict[str, Any]) -> Path:
     return path
 
 
-def write(folder: Path, **data: Any) -> Path:
+def write(folder: Path, modes: tuple[str, ...] = ("federated",), **data: Any) -> Path:
     folder.mkdir(exist_ok=True)
-    names = {"modes": ["federated"], "tasks": ["planets"], "models": ["mlp"]}
+    names = {"modes": modes, "tasks": ["planets"], "models": ["mlp"]}
     (folder / "policy.toml").write_text(tomli_w.dumps({**names, "data": {"epsilon": 6.0, "delta": 1e-5, **data}}))
     return folder
 
@@ -137,3 +137,23 @@ def test_a_home_says_which_site_and_which_data_a_plan_means(astrofed: Command, t
     assert "MEND welcome.json" in out and "it would take part" in out and code == 2
     code, _, error = astrofed("client", "check", plan, "--home", home, "--set", "participants.keck.data=other")
     assert code == 2 and "no dataset 'other'" in error
+
+
+@pytest.mark.parametrize(
+    ("mode", "section", "parts"),
+    [
+        ("nas", {"search": {"space": {"model.hidden": [[8], [16]]}}}, ("federated",)),
+        ("nas", {"search": {"space": {"model.name": ["mlp", "datacube-net"]}}}, ("federated", "datacube-net")),
+        ("evolution", {"evolution": {"keys": {"training.epochs": {"low": 1, "high": 2}}}}, ("single", "federated")),
+    ],
+)
+def test_what_a_search_or_an_evolution_would_send_later_is_refused_at_once(
+    astrofed: Command, tmp_path: Path, small: dict[str, Any], mode: str, section: dict[str, Any], parts: tuple[str, ...]
+) -> None:
+    path = tmp_path / "plan.toml"
+    path.write_text(tomli_w.dumps({**small, "mode": mode, **section}))
+    home = write(tmp_path / "home", modes=(mode,), privacy="optional")
+    code, out, _ = astrofed("client", "check", path, "--site", "keck", "--home", home, "--json")
+    refused = json.loads(out)["refused"]
+    assert code == 2 and len(refused) == len(parts)
+    assert all(f"'{part}'" in reason for part, reason in zip(parts, refused, strict=True)), refused
