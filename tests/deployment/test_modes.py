@@ -132,3 +132,20 @@ def test_members_of_an_evolution_are_trained_on_their_islands(all_sites: Any, pl
     assert found is not None and found.islands == tuple((name,) for name in NAMES)
     assert all(life.loss is not None for life in found.lives)
     assert rounds[-1].loss is not None and rounds[-1].loss < found.before
+
+
+def test_a_differentiable_search_trains_the_mixture_at_the_sites_and_makes_the_embedded_engines_model(
+    all_sites: Any, plan: dict[str, Any], embedded: Callable[[dict[str, Any]], str]
+) -> None:
+    search = {"algorithm": "differentiable", "space": {"model.hidden": [[1], [32]]}}
+    training = {"batch_size": 8, "learning_rate": 0.01, "optimizer": "adam"}
+    mixed = {**plan, "name": "mixed", "mode": "nas", "search": search, "training": training}
+    all_sites.deployment.submit(mixed)
+    folder, _ = done(all_sites, "mixed")
+    rounds = read_record(folder / "search" / "mixture")[1]
+    assert all(entry.accepted == NAMES and not entry.quarantined for entry in rounds[1:])
+    found = read_search(folder)
+    assert found is not None and sum(each.share for each in found.shares) == pytest.approx(1)
+    assert len({each.share for each in found.shares}) == 2  # they were trained
+    assert "mixed by shares" in (folder / "report.html").read_text()
+    assert hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() == embedded(mixed)
