@@ -7,7 +7,7 @@ and their differences have digits enough.
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +55,20 @@ def scaler(training: Training, device: str) -> torch.amp.GradScaler | None:
     return torch.amp.GradScaler(device, init_scale=2.0**10, growth_interval=200)
 
 
-@contextmanager
-def checkpointed(model: nn.Module, training: Training) -> Iterator[None]:
+_NOTHING: AbstractContextManager[None] = nullcontext()  # which most rounds have, and small ones shall not wait for
+
+
+def checkpointed(model: nn.Module, training: Training) -> AbstractContextManager[None]:
     """Recompute a network's activations in the backward pass while this lasts, where the plan asks for it.
 
     Raises:
         CheckpointingUnsupported: the network has no places for it.
     """
-    if not training.checkpoint:
-        yield
-        return
+    return _checkpointed(model) if training.checkpoint else _NOTHING
+
+
+@contextmanager
+def _checkpointed(model: nn.Module) -> Iterator[None]:
     if not (isinstance(model, Model) and model.can_checkpoint):
         raise CheckpointingUnsupported(
             f"training.checkpoint = true: {type(model).__name__} has no places for gradient checkpointing (a model "
@@ -81,12 +85,13 @@ _deterministic = threading.Lock()
 _holders = [0, False]  # rounds that run under deterministic kernels, and what was set before the first
 
 
-@contextmanager
-def deterministic(training: Training) -> Iterator[None]:
+def deterministic(training: Training) -> AbstractContextManager[None]:
     """Let torch take deterministic kernels only, where the plan asks for it; operations without one are an error."""
-    if not training.deterministic:
-        yield
-        return
+    return _deterministic_kernels() if training.deterministic else _NOTHING
+
+
+@contextmanager
+def _deterministic_kernels() -> Iterator[None]:
     with _deterministic:
         if _holders[0] == 0:
             _holders[1] = torch.are_deterministic_algorithms_enabled()
@@ -141,8 +146,7 @@ class Profile:
             raise cannot_write(self.folder, error) from error
 
 
-@contextmanager
-def profiling(name: str) -> Iterator[Profile | None]:
+def profiling(round_number: int, seed: int) -> AbstractContextManager[Profile | None]:
     """Profile the round that begins, if the site's operator has set ASTROFED_PROFILE and no other round is profiled.
 
     Raises:
@@ -150,10 +154,15 @@ def profiling(name: str) -> Iterator[Profile | None]:
     """
     folder = os.environ.get(PROFILE)
     if not folder or not _profiler.acquire(blocking=False):
-        yield None
-        return
+        return _NOTHING
+    return _profiled(Path(folder), f"round-{round_number:05d}-{seed:x}")
+
+
+@contextmanager
+def _profiled(folder: Path, name: str) -> Iterator[Profile]:
+    """`_profiler` is held already, and released."""
     try:
-        profile = Profile(Path(folder), name)
+        profile = Profile(folder, name)
         yield profile
         profile.close()
     finally:

@@ -28,6 +28,7 @@ from astrofed.client.task import TrainInstruction
 from astrofed.shared.errors import UserMistake
 from astrofed.shared.models.base import Model
 from astrofed.shared.plan import Training
+from astrofed.shared.slots import parameters_of
 
 B = TypeVar("B")
 BatchSource = Callable[[torch.Generator], Iterator[B]]
@@ -119,13 +120,15 @@ def train_locally(
         model.begin_round()
     pieces = None
     if split is not None and splits:
-        network, draws = module.work.computed or model, model not in _without_draws
-        pieces = Pieces(split, model, partial(loss, network), training, at_once=at_once, draws=draws, team=team)
+        draws = model not in _without_draws
+        pieces = Pieces(
+            split, model, partial(loss, module.work.network), training, at_once=at_once, draws=draws, team=team
+        )
     try:
         with (
             checkpointed(model, training),
             deterministic(training),
-            profiling(f"round-{instruction.round:05d}-{instruction.seed:x}") as profile,
+            profiling(instruction.round, instruction.seed) as profile,
         ):
             if model in _without_draws:
                 steps = _fit(module, source, training, generator, profile, pieces)
@@ -139,7 +142,7 @@ def train_locally(
         for weight in module.work.weights:
             weight.grad = None
     losses = module.work.losses if team is None else team.add_losses(module.work.losses)
-    del module.model, module.work  # which hold on to the site's data
+    module.forget()
     _idle.append(module)
     mean = sum(value.item() for value in losses) / len(losses) if losses else 0.0
     if not math.isfinite(mean):
@@ -153,11 +156,11 @@ def train_locally(
 class _Work(Generic[B]):
     """What a round needs besides the model; apart from it because attributes of modules are slow to set."""
 
-    def __init__(self, loss: Loss[B], training: Training, mu: float, rate: float, weights: list[nn.Parameter]) -> None:
-        self.loss, self.training, self.mu, self.rate, self.weights = loss, training, mu, rate, weights
+    def __init__(self, model: nn.Module, loss: Loss[B], training: Training, mu: float, rate: float) -> None:
+        self.loss, self.training, self.mu, self.rate, self.weights = loss, training, mu, rate, parameters_of(model)
         self.losses: list[Tensor] = []
-        self.computed: nn.Module | None = None  # the model in the plan's precision
-        self.anchor = [weight.detach().clone() for weight in weights] if mu else []
+        self.network = computed_as(model, training)
+        self.anchor = [weight.detach().clone() for weight in self.weights] if mu else []
 
     def add_proximal_gradient(self) -> None:
         if self.mu:
@@ -174,20 +177,26 @@ class _Work(Generic[B]):
 class LocalRound(LightningModule, Generic[B]):
     """One participant's training in one round; a Trainer of Lightning's can drive it as well."""
 
+    model: nn.Module
+    work: _Work[B]
+
     def __init__(self, model: nn.Module, loss: Loss[B], training: Training, proximal_mu: float, rate: float) -> None:
         super().__init__()
         self.begin(model, loss, training, proximal_mu, rate)
 
     def begin(self, model: nn.Module, loss: Loss[B], training: Training, proximal_mu: float, rate: float) -> None:
         """Forget the round before and prepare the next one, maybe another participant's."""
-        self.model = model
-        self.work = _Work(loss, training, proximal_mu, rate, list(model.parameters()))
-        if training.precision != "fp32":
-            self.work.computed = computed_as(model, training)
+        # As attributes are set that modules don't look at, which takes them several microseconds.
+        self._modules["model"] = model
+        self.__dict__["work"] = _Work(model, loss, training, proximal_mu, rate)
+
+    def forget(self) -> None:
+        """Let go of the model and the site's data."""
+        del self._modules["model"], self.__dict__["work"]
 
     def training_step(self, batch: B, _index: int) -> Tensor:
         """Return the loss of a batch, without the proximal term."""
-        value = self.work.loss(self.work.computed or self.model, batch)
+        value = self.work.loss(self.work.network, batch)
         self.work.losses.append(value.detach())
         return value
 

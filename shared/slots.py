@@ -43,20 +43,40 @@ class _Part:
     counts: tuple[int, int]
 
 
-_known: "WeakKeyDictionary[nn.Module, tuple[list[_Part], list[Slot]]]" = WeakKeyDictionary()
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A model's modules and weights as they were."""
+
+    parts: list[_Part]
+    slots: list[Slot]
+    parameters: list[nn.Parameter]
+
+
+_known: "WeakKeyDictionary[nn.Module, _Found]" = WeakKeyDictionary()
 
 
 def find_slots(model: nn.Module) -> list[Slot] | None:
     """Return where each entry of `model.state_dict()` lies, in its order; None where torch has to be asked."""
+    found = _find(model)
+    return None if found is None else found.slots
+
+
+def parameters_of(model: nn.Module) -> list[nn.Parameter]:
+    """Return `list(model.parameters())`."""
+    found = _find(model)
+    return list(model.parameters()) if found is None else list(found.parameters)
+
+
+def _find(model: nn.Module) -> _Found | None:
     known = _known.get(model)
-    if known is not None and _still(*known):
-        return known[1]
+    if known is not None and _still(known.parts, known.slots):
+        return known
     found = _look(model)
     if found is None:
         _known.pop(model, None)
         return None
-    _known[model] = found
-    return found[1]
+    _known[model] = _Found(*found, list(model.parameters()))
+    return _known[model]
 
 
 def _still(parts: list[_Part], slots: list[Slot]) -> bool:
