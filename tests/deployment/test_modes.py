@@ -149,3 +149,43 @@ def test_a_differentiable_search_trains_the_mixture_at_the_sites_and_makes_the_e
     assert len({each.share for each in found.shares}) == 2  # they were trained
     assert "mixed by shares" in (folder / "report.html").read_text()
     assert hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() == embedded(mixed)
+
+
+EVOLVING = {"training.learning_rate": {"low": 1e-3, "high": 1e-1}}
+
+
+SEARCHING = {"space": {"model.hidden": [[8], [16]]}, "candidates": 2, "population": 2, "rungs": [1]}
+PARTS = 4  # rounds of training at one site: of two candidates or members one each, and two of the winner
+
+
+@pytest.mark.parametrize(
+    ("mode", "section", "first"),
+    [
+        ("nas", {"search": SEARCHING}, "worker: candidate 1 "),
+        (
+            "evolution",
+            {"evolution": {"population": 2, "generations": 1, "rounds": 1, "keys": EVOLVING}},
+            "worker: member 1.1.1 ",
+        ),
+    ],
+)
+def test_a_private_search_or_evolution_goes_on_after_its_worker_was_killed_and_every_part_is_charged(
+    all_sites: Any, plan: dict[str, Any], mode: str, section: dict[str, Any], first: str
+) -> None:
+    deployment, run = all_sites.deployment, f"private-{mode}"
+    private = {
+        "privacy": {"noise_multiplier": 4.0, "delta": 1e-5, "unit": "planet"},
+        "strategy": {"name": "robust", "rule": "median", "f": 1},
+        "training": {"batch_size": 32, "learning_rate": 0.01, "optimizer": "sgd"},
+    }
+    deployment.submit({**plan, "name": run, "mode": mode, **section, **private})
+    log = deployment.home / "jobs" / run / "worker.log"
+    deployment.until(lambda: log.is_file() and first in log.read_text(), "a part is trained")
+    deployment.kill("astrofed.server.service.worker")
+    _, rounds = done(all_sites, run)
+    assert log.read_text().count("worker: started") == 2
+    assert log.read_text().count(first) == 1  # what was done is not done again
+    (dataset,) = all_sites.ledger("k2")["datasets"]
+    charged = sum(each["reservations"] for each in dataset["runs"] if each["run"].startswith(run))
+    assert PARTS <= charged <= PARTS + 1, dataset  # what was going on may have been charged when the worker died
+    assert dataset["epsilon"] == pytest.approx({each.participant: each.epsilon for each in rounds[-1].privacy}["k2"])
