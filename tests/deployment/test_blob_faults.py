@@ -45,6 +45,7 @@ class Halting:
     def __init__(self, deployment: Any, site_homes: Any) -> None:
         self.deployment, self.homes, self.file = deployment, site_homes, deployment.folder / "halt"
         self.blobs = deployment.home / "link" / "blobs"
+        self.process = 0
         self.no_disk = _mounted(self.blobs, DISK_MB)
         for name in ("tess", "k2", "keck"):
             site_homes.set_up(name)
@@ -63,6 +64,7 @@ class Halting:
 
     def halted(self) -> None:
         """Wait until the site, or its executor, has halted."""
+        self.process = 0
         self.deployment.until(lambda: self.file.read_text().isdecimal(), "the site is about to halt")
         self.process = int(self.file.read_text())
         stat = Path(f"/proc/{self.process}/stat")
@@ -71,10 +73,12 @@ class Halting:
     def go_on(self) -> None:
         """Let it go on."""
         os.kill(self.process, signal.SIGCONT)
+        self.process = 0
 
     def kill(self) -> None:
         """Kill what has halted."""
         os.kill(self.process, signal.SIGKILL)
+        self.process = 0
 
     def kill_server(self) -> None:
         self.deployment.server.send_signal(signal.SIGKILL)
@@ -94,6 +98,8 @@ class Halting:
         return [entry for entry in read_record(self.deployment.run_folder(run))[1] if entry.round]
 
     def close(self) -> None:
+        if self.process:  # of a test that failed; an executor that has halted would outlive its node
+            self.kill()
         self.homes.close()
         self.deployment.close()
         for why, folder in ((self.no_disk, self.blobs), (self.no_small_disk, self.small)):
