@@ -4,7 +4,8 @@ Members learn one world; learning rate and weight decay evolve from generation t
 a schedule. The grid has as many cells as there are members, its rates and decays the middles of equal shares of the
 same ranges, and each cell trains for as many rounds as a member has generations: once at a constant rate, once along
 the cosine that plans usually have. All choose by the loss on the world's held-out months, which is compared; a world
-that nobody trained on or chose by tells what the choice is worth elsewhere. Sizes were fixed before the first run.
+that nobody trained on or chose by tells what the choice is worth elsewhere. How far members move was chosen by the
+first three seeds.
 """
 
 import itertools
@@ -75,8 +76,7 @@ def evolved(seed: int, folder: Path) -> Score:
         "population": SIDE**2,
         "generations": GENERATIONS,
         "exploit": 0.5,
-        "perturb": 0.1,
-        "decay": 0.3,
+        "perturb": 0.25,
         "resample": 0.05,
     }
     result = simulate(_plan(seed, {}, {"mode": "evolution", "evolution": evolution}), out=folder)

@@ -15,6 +15,7 @@ from astrofed.simulations.bench.single import single_rows
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "fomaml": {"algorithm": "fomaml"},
     "fomaml, begun from the federated model": {"algorithm": "fomaml", "warm_rounds": 3},
+    "maml, begun from the federated model": {"algorithm": "maml", "warm_rounds": 3, "inner_rate": 0.1},
 }
 
 
@@ -30,7 +31,7 @@ def run_modes_bench(*, quick: bool, meta: bool = False, done: Callable[[str], No
         lambda: sinusoid_rows(1000 if quick else ITERATIONS, many=2000 if quick else 10_000),
     ]
     if not quick:
-        parts.append(lambda: world_rows(2, ALGORITHMS))
+        parts.append(lambda: world_rows(4, ALGORITHMS))
     if not meta:
         parts += [
             lambda: single_rows(7 if quick else 17),
@@ -38,7 +39,7 @@ def run_modes_bench(*, quick: bool, meta: bool = False, done: Callable[[str], No
             lambda: rastrigin_rows(10 if quick else 40),
         ]
     if not meta and not quick:
-        parts.append(lambda: schedule_rows(3))
+        parts.append(lambda: schedule_rows(9))
     rows: list[ModeRow] = []
     for part in parts:
         found = part()
