@@ -43,7 +43,7 @@ def main() -> None:
     home, channel = Path(sys.argv[1]), socket.socket(fileno=int(sys.argv[2]))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold the data
     waiting: queue.Queue[bytes] = queue.Queue()
-    threading.Thread(target=_listen, args=(channel, waiting), daemon=True).start()
+    threading.Thread(target=listen, args=(channel, waiting), daemon=True).start()
     desk = Desk(channel)
     answer = desk.open(home)
     while True:
@@ -101,8 +101,8 @@ class Desk:
                 os._exit(1)
 
 
-def _listen(channel: socket.socket, waiting: "queue.Queue[bytes]") -> None:
-    """Take in questions; when the node is gone, so is this process, whatever it is doing."""
+def listen(channel: frames.Channel, waiting: "queue.Queue[bytes]") -> None:
+    """Take in questions; when whoever asks them is gone, so is this process, whatever it is doing."""
     try:
         while True:
             waiting.put(frames.receive(channel)[1])

@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 
 from astrofed.client.service import frames
-from astrofed.client.service.executor_process import open_app, told, write_trace
+from astrofed.client.service.executor_process import listen, open_app, told, write_trace
 from astrofed.client.service.home import Home
 from astrofed.client.service.sealed import Sealed
 
@@ -23,22 +23,13 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print is no frame
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold the data
     waiting: queue.Queue[bytes] = queue.Queue()
-    threading.Thread(target=_listen, args=(pipes, waiting), daemon=True).start()
+    threading.Thread(target=listen, args=(pipes, waiting), daemon=True).start()
     try:
         _follow(pipes, waiting, Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
     except Exception as error:  # noqa: BLE001 - whatever it is, the executor must be told
         write_trace(error)
         frames.send(pipes, "E", told("it can't go on", error).encode())
         os._exit(1)
-
-
-def _listen(pipes: frames.Pipes, waiting: "queue.Queue[bytes]") -> None:
-    """Take in questions; when the executor is gone, so is this process, whatever it is doing."""
-    try:
-        while True:
-            waiting.put(frames.receive(pipes)[1])
-    except (OSError, frames.Hung):
-        os._exit(0)
 
 
 def _follow(pipes: frames.Pipes, waiting: "queue.Queue[bytes]", home: Path, device: str, rank: int, size: int) -> None:
