@@ -6,6 +6,7 @@ is noise alone. Averaging is Opacus'; noise and sampling come from a cryptograph
 data (weight decay, FedProx's penalty) stands outside the clipped sum and costs nothing.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -80,9 +81,7 @@ def train_privately(
     with seeded_on(device_of(model), instruction.seed) if draws else nullcontext():
         for _ in range(event.steps):
             chosen = np.flatnonzero(random.uniform(len(units)) < event.sample_rate)
-            sums = clipped_sum(model, units, chosen, clipping, optimizer.memory)
-            for parameter, total in zip(optimizer.params, sums, strict=True):
-                parameter.summed_grad = total
+            optimizer.take(_clipped_sum(model, units, chosen, clipping))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             clipping.end_step(event.noise_multiplier, expected, random)
@@ -100,26 +99,40 @@ def _is_finite(values: Tensor) -> bool:
     return not values.numel() or all(bool(end.isfinite()) for end in torch.aminmax(values))
 
 
-def clipped_sum(
-    model: nn.Module, units: Population, chosen: Chosen, clipping: Flat, memory: Tensor | None = None
-) -> list[Tensor]:
-    """Return, for each trainable parameter, the sum of the chosen units' gradients, each clipped; zeros for none.
+def clipped_sum(model: nn.Module, units: Population, chosen: Chosen, clipping: Flat) -> list[Tensor]:
+    """Return, for each trainable parameter, the sum of the chosen units' gradients, each clipped; zeros for none."""
+    return _parts(_clipped_sum(model, units, chosen, clipping), _trainable(model))
 
-    They lie one after the other in `memory` [number], by default in new memory.
-    """
-    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    counts = [weight.numel() for weight in weights]
-    memory = weights[0].new_zeros(sum(counts)) if memory is None else memory.zero_()
-    total = [part.view_as(weight) for part, weight in zip(torch.split(memory, counts), weights, strict=True)]
+
+def _clipped_sum(model: nn.Module, units: Population, chosen: Chosen, clipping: Flat) -> Tensor:
+    """Return [number]: all parameters' sums one after the other."""
+    weights, sums = _trainable(model), None
     for gradients in units.gradients(model, chosen):
-        gradients.add_weighted(clipping.factors(gradients.squares), total)
-    return total
+        factors = clipping.factors(gradients.squares)
+        if sums is None:  # not before: what finding gradients takes is free again now
+            sums = _zeros(weights)
+        gradients.add_weighted(factors, _parts(sums, weights))
+    return _zeros(weights) if sums is None else sums
+
+
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _zeros(weights: Sequence[Tensor]) -> Tensor:
+    return weights[0].new_zeros(sum(weight.numel() for weight in weights))
+
+
+def _parts(numbers: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    """Return the parts of [number] that belong to each of `weights`, in its shape."""
+    parts = torch.split(numbers, [weight.numel() for weight in weights])
+    return [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]
 
 
 class _NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
     """Opacus' optimiser for sums that are clipped already, with noise from our own generator.
 
-    Each parameter's `summed_grad` is a part of `memory` [number], in which noise is added to all of them.
+    Each parameter's `summed_grad` is a part of `sums` [number], in which noise is added to all of them.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, mechanism: Mechanism, expected: float, random: Randomness):
@@ -130,7 +143,17 @@ class _NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
             expected_batch_size=expected,
         )
         self._clipping, self._random = mechanism.clipping, random
-        self.memory = self.params[0].new_zeros(sum(parameter.numel() for parameter in self.params))
+
+    def take(self, sums: Tensor) -> None:
+        """Take the sums [number] of the next step."""
+        self.sums = sums
+        for parameter, total in zip(self.params, _parts(sums, self.params), strict=True):
+            parameter.summed_grad = total
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        """Let the sums go as well."""
+        super().zero_grad(set_to_none)
+        del self.sums
 
     def accumulate(self) -> None:
         """Do nothing: sums over micro-batches lie in each parameter's `summed_grad` already."""
@@ -138,10 +161,10 @@ class _NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
     def add_noise(self) -> None:
         """Add noise to the sum of clipped gradients, where it lies; it then is each parameter's `grad`."""
         multiplier = self._clipping.noise_multiplier(self.noise_multiplier, self.expected_batch_size)
-        memory = self.memory.cpu()  # the same memory on a CPU, where the cryptographic generator is
-        self._random.hide(memory, multiplier * self._clipping.norm)
-        if memory is not self.memory:
-            self.memory.copy_(memory)
+        sums = self.sums.cpu()  # the same memory on a CPU, where the cryptographic generator is
+        self._random.hide(sums, multiplier * self._clipping.norm)
+        if sums is not self.sums:
+            self.sums.copy_(sums)
         for parameter in self.params:
             parameter.grad = parameter.summed_grad
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, vmap
 
 from astrofed.client.privacy.gradients import (
     Form,
@@ -23,6 +23,7 @@ from astrofed.client.privacy.gradients import (
     Units,
     WrongUnitGradients,
     add_rows,
+    gradient,
     square_lengths,
     without,
 )
@@ -58,10 +59,11 @@ class Factored(Form):
         """See `Form`."""
         layers, names, shapes = self._found(model), list(self._layers), list(self._layers.values())
         own = {id(p) for layer in layers for p in layer.parameters()}
-        rest = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad and id(p) not in own}
+        named = {f"model.{n}": p for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+        fixed = {id(p): p.detach() for p in named.values() if id(p) in own}
         module = Loss(model, loss)
 
-        def one(taps: list[Tensor], rest: dict[str, Tensor], unit: Units) -> tuple[Tensor, list[Tensor]]:
+        def one(taps: list[Tensor], rest: dict[int, Tensor], unit: Units) -> tuple[Tensor, list[Tensor]]:
             alone = tuple(tensor.unsqueeze(0) for tensor in unit)
             inputs: dict[int, Tensor] = {}
 
@@ -70,20 +72,26 @@ class Factored(Form):
                 if index in inputs or output.shape != shapes[index]:
                     raise WrongUnitGradients(f"a unit passes layer {names[index]!r} more often than at first")
                 inputs[index] = given
-                return output.add_(taps[index])
+                return output + taps[index]
 
+            every = fixed | rest  # tied ones are given by each of their names
+            weights = {name: every[id(p)] for name, p in named.items()}
             with tapped(layers, tap):
-                value = functional_call(module, {f"model.{name}": p for name, p in rest.items()}, (alone,))
+                value = functional_call(module, weights, (alone,), tie_weights=False)
             if len(inputs) < len(layers):
                 raise WrongUnitGradients("a unit passes fewer layers than at first")
             return value, [inputs[index] for index in range(len(layers))]
 
-        count, zero = len(batch[0]), next(model.parameters()).detach().new_zeros(())
-        zeros = [zero.expand(count, *shape) for shape in shapes]
-        with torch.no_grad():
-            per_unit = vmap(grad(one, argnums=(0, 1), has_aux=True), in_dims=(0, None, 0), randomness="different")
-            (outputs, written), inputs = per_unit(zeros, rest, batch)
-        return _Factors(model, layers, inputs, outputs, written)
+        count, parameters = len(batch[0]), {id(p): p for p in named.values()}
+        zero = next(iter(parameters.values())).detach().new_zeros(())
+        taps = [zero.expand(count, *shape).requires_grad_() for shape in shapes]
+        others = {key: p.detach() for key, p in parameters.items() if key not in own}
+        rest = {key: p.expand(count, *p.shape).requires_grad_() for key, p in others.items()}
+        with torch.enable_grad():
+            values, inputs = vmap(one, randomness="different")(taps, rest, batch)
+            found = gradient(values.sum(), [*taps, *rest.values()])
+        written = dict(zip(rest, found[len(taps) :], strict=True))
+        return _Factors(list(parameters), layers, [given.detach() for given in inputs], found[: len(taps)], written)
 
     def _found(self, model: nn.Module) -> list[Multiplying]:
         found = (model.get_submodule(name) for name in self._layers)
@@ -93,28 +101,25 @@ class Factored(Form):
 class _Factors:
     """See `Gradients`; a unit of which anything is not finite counts nothing.
 
-    `inputs` and `outputs` [unit, …] are of the layers, `written` all other gradients by name.
+    `named` are the ids of all trainable parameters; `inputs` and `outputs` [unit, …] are of the layers, `written` all
+    other parameters' gradients.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        named: list[int],
         layers: list[Multiplying],
         inputs: list[Tensor],
         outputs: list[Tensor],
-        written: dict[str, Tensor],
+        written: dict[int, Tensor],
     ) -> None:
-        terms: dict[int, tuple[Tensor, Tensor | None]] = {}
+        terms: dict[int, tuple[Tensor, Tensor | None]] = {key: (found, None) for key, found in written.items()}
         lengths: dict[int, Tensor] = {}
         for layer, given, output in zip(layers, inputs, outputs, strict=True):
             found, lengths[id(layer.weight)], sums = _of_layer(layer, given, output)
             terms[id(layer.weight)] = found
             if layer.bias is not None:
                 terms[id(layer.bias)] = (sums, None)
-        for name, parameter in model.named_parameters():
-            if name in written:
-                terms[id(parameter)] = (written[name], None)
-        named = [id(parameter) for parameter in model.parameters() if parameter.requires_grad]
         self._terms = [terms[each] for each in named]
         columns = [lengths[each] if each in lengths else square_lengths(terms[each][0]).double() for each in named]
         self.squares = torch.stack(columns, dim=1)
@@ -144,8 +149,9 @@ def _of_layer(layer: Multiplying, come: Tensor, gone: Tensor) -> tuple[tuple[Ten
     some = max(1, _AT_ONCE // (max(rows, out) * columns))
     if rows * (columns + out) < columns * out:
         given, output = as_rows(layer, come, gone)
-        parts = zip(torch.split(output, some), torch.split(given, some), strict=True)
-        squares = torch.cat([square_lengths(torch.bmm(g.transpose(1, 2), x)) for g, x in parts])
+        starts = range(0, len(given), some)
+        parts = [(output[start : start + some], given[start : start + some]) for start in starts]
+        squares = torch.cat([square_lengths(torch.bmm(g.mT, x)) for g, x in parts])
         return (output, given), squares.double(), output.sum(dim=1)
     whole, sums = gone.new_empty(len(gone), out, columns), gone.new_empty(len(gone), out)
     for part, total, x, g in zip(*(torch.split(each, some) for each in (whole, sums, come, gone)), strict=True):

@@ -122,7 +122,7 @@ def unit_gradients(model: nn.Module, batch: Units, loss: UnitLoss) -> list[Tenso
     return found
 
 
-def gradient(value: Tensor, weights: list[nn.Parameter]) -> list[Tensor]:
+def gradient(value: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
     """Return the gradient of a scalar by each of `weights`; zeros where it doesn't depend on one, or on any."""
     if not value.requires_grad:
         return [torch.zeros_like(weight) for weight in weights]

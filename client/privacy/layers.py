@@ -22,7 +22,8 @@ Tap = Callable[[Multiplying, Tensor, Tensor], Tensor]
 
 def sizes(layer: Multiplying) -> tuple[int, int]:
     """Return how many numbers a row has that goes in, and one that comes out."""
-    return layer.weight[0].numel(), len(layer.weight)
+    out = layer.weight.shape[0]
+    return layer.weight.numel() // out, out
 
 
 def as_rows(layer: Multiplying, given: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:

@@ -50,7 +50,7 @@ class Rows:
 
     def __init__(self, tensors: Units, loss: UnitLoss, micro_batch: int | None = None) -> None:
         """`micro_batch`: units whose gradients are taken at once."""
-        self._tensors, self._loss, self._micro_batch = tensors, loss, micro_batch
+        self._tensors, self._loss, self._size = tensors, loss, micro_batch
         self._form: Form | None = None
 
     def __len__(self) -> int:
@@ -61,8 +61,7 @@ class Rows:
         if not len(chosen):
             return
         form = self._form = self._form or cheapest_form(model, self._batch(chosen[:2]), self._loss)
-        fits = IN_MEMORY // max(1, form.numbers(model) * next(model.parameters()).element_size())
-        size = self._micro_batch or (1 if isinstance(form, OneByOne) else max(1, fits))
+        size = self._size = self._size or _at_once(form, model)
         for start in range(0, len(chosen), size):
             yield form(model, self._batch(chosen[start : start + size]), self._loss)
 
@@ -116,6 +115,13 @@ def cheapest_form(model: nn.Module, batch: Units, loss: UnitLoss) -> Form:
         except (RuntimeError, WrongUnitGradients):  # torch can't vectorise it
             continue
     return OneByOne()
+
+
+def _at_once(form: Form, model: nn.Module) -> int:
+    """Return the units of which gradients fit in memory; in the form that takes one at a time, one."""
+    if isinstance(form, OneByOne):
+        return 1
+    return max(1, IN_MEMORY // max(1, form.numbers(model) * next(model.parameters()).element_size()))
 
 
 def _outputs(model: nn.Module, unit: Units, loss: UnitLoss) -> int:

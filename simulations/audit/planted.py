@@ -51,7 +51,7 @@ def _quarter(random: Randomness, values: Tensor, deviation: float) -> None:
 
 
 def _first_norms_noise(optimizer: Any) -> None:
-    optimizer._random.hide(optimizer.memory, optimizer.noise_multiplier * optimizer.max_grad_norm)
+    optimizer._random.hide(optimizer.sums, optimizer.noise_multiplier * optimizer.max_grad_norm)
     for parameter in optimizer.params:
         parameter.grad = parameter.summed_grad
 

@@ -8,7 +8,6 @@ import statistics
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -21,7 +20,8 @@ from astrofed.client.privacy.units import Rows
 from astrofed.shared.privacy import accounting
 from astrofed.shared.privacy.accounting import ORDERS, epsilon
 from astrofed.shared.privacy.events import Event
-from astrofed.simulations.bench.privacy_peers import MODES, OURS, PLAIN, Steps, difference, fresh, opacus, ours, plain
+from astrofed.simulations.bench.privacy_memory import peaks, peaks_apart
+from astrofed.simulations.bench.privacy_peers import OURS, PLAIN, Steps, difference, fresh, ours, plain, private_ways
 from astrofed.simulations.bench.privacy_result import EpsilonRow, PrivacyResult, StepRow
 from astrofed.simulations.bench.privacy_work import Work, works
 from astrofed.simulations.bench.result import Target, this_machine
@@ -32,6 +32,7 @@ TURN_S = 0.15  # about this long are a turn's steps of plain SGD
 PATIENCE_S = 3.0  # a way that has taken this long takes no more turns
 QUIETEST = 1e-9  # a noise multiplier that shows nowhere in float32
 MEMORY = 1.5
+Memory = Callable[[Mapping[str, Steps]], Mapping[str, int | None]]
 HISTORIES: Mapping[str, tuple[Event, ...]] = {
     "noise 1, rate 0.1, 300 steps": (Event(1.0, 0.1, 300),),
     "noise 0.8, rate 0.02, 400 steps": (Event(0.8, 0.02, 400),),
@@ -49,7 +50,11 @@ def run_privacy_bench(quick: bool) -> PrivacyResult:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        steps = [row for work in works() for row in step_rows(work, turns)]
+        steps = [
+            row
+            for work in works()
+            for row in step_rows(work, turns, memory=lambda _, work=work: peaks_apart(work.name))
+        ]
     finally:
         torch.set_num_threads(threads)
     histories = list(HISTORIES.items())[: 3 if quick else None]
@@ -57,12 +62,14 @@ def run_privacy_bench(quick: bool) -> PrivacyResult:
     return PrivacyResult(machine, tuple(steps), tuple(epsilon_row(*history) for history in histories), settings)
 
 
-def step_rows(work: Work, turns: int, turn_s: float = TURN_S) -> list[StepRow]:
-    """Measure one network in all ways; a way that can't train it has a row that says why."""
+def step_rows(work: Work, turns: int, turn_s: float = TURN_S, memory: Memory = peaks) -> list[StepRow]:
+    """Measure one network in all ways; a way that can't train it has a row that says why.
+
+    `memory` returns the bytes that a step takes in each of some ways.
+    """
     reference = fresh(work)
     ours(work, reference, QUIETEST, _Looped(work))(1)
-    ways: dict[str, Callable[..., Steps]] = {OURS: partial(ours, work)}
-    ways |= {f"Opacus {mode}": partial(opacus, work, mode=mode) for mode in MODES}
+    ways = private_ways(work)
     found: dict[str, tuple[Steps, float | None]] = {PLAIN: (plain(work), None)}
     off: float | None
     notes: dict[str, str] = {}
@@ -73,11 +80,9 @@ def step_rows(work: Work, turns: int, turn_s: float = TURN_S) -> list[StepRow]:
             found[name] = way(fresh(work)), off
         except Exception as error:  # noqa: BLE001 - whatever a peer raises on a network is what there is to say of it
             notes[name] = f"can't: {type(error).__name__}: {str(error).splitlines()[0][:80]}"
-    once = {name: Call(lambda _, take=steps: take(1)) for name, (steps, _) in found.items()}  # type: ignore[misc]
-    alternate(once, 1, 0.0)  # what is found out at first is not part of a step
-    peaks: dict[str, int | None] = {}
-    alternate(once, 1, 0.0, peaks)
-    count = max(1, round(turn_s / statistics.median(alternate({PLAIN: once[PLAIN]}, 3, 9.0)[PLAIN])))
+    taken = memory({name: steps for name, (steps, _) in found.items()})
+    once = Call(lambda _: found[PLAIN][0](1))
+    count = max(1, round(turn_s / statistics.median(alternate({PLAIN: once}, 3, 9.0)[PLAIN])))
     calls = {name: Call(lambda _, take=steps: take(count)) for name, (steps, _) in found.items()}  # type: ignore[misc]
     times = alternate(calls, turns, PATIENCE_S)
     model = fresh(work)
@@ -88,7 +93,7 @@ def step_rows(work: Work, turns: int, turn_s: float = TURN_S) -> list[StepRow]:
     }
     rows = [StepRow(**common, runtime=name, note=note) for name, note in notes.items()]
     for name, (_, off) in found.items():
-        peak, least = peaks[name], peaks[PLAIN]
+        peak, least = taken.get(name), taken.get(PLAIN)
         row = StepRow(
             **common,
             runtime=name,

@@ -7,6 +7,7 @@ so that they are part of what a step takes in memory.
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from opacus.grad_sample import GradSampleModuleFastGradientClipping, wrap_model
@@ -84,6 +85,11 @@ def opacus(work: Work, model: nn.Module, mode: str, noise: float = 1.0) -> Steps
                 optimizer.zero_grad(set_to_none=True)
 
     return steps
+
+
+def private_ways(work: Work) -> dict[str, Callable[..., Steps]]:
+    """Return ours and Opacus' modes by name, each of which is given a model."""
+    return {OURS: partial(ours, work)} | {f"Opacus {mode}": partial(opacus, work, mode=mode) for mode in MODES}
 
 
 def difference(work: Work, take: Callable[[nn.Module], Steps], reference: nn.Module) -> float:
