@@ -89,7 +89,8 @@ def opacus(work: Work, model: nn.Module, mode: str, noise: float = 1.0) -> Steps
 
 def private_ways(work: Work) -> dict[str, Callable[..., Steps]]:
     """Return ours and Opacus' modes by name, each of which is given a model."""
-    return {OURS: partial(ours, work)} | {f"Opacus {mode}": partial(opacus, work, mode=mode) for mode in MODES}
+    ways: dict[str, Callable[..., Steps]] = {f"Opacus {mode}": partial(opacus, work, mode=mode) for mode in MODES}
+    return {OURS: partial(ours, work), **ways}
 
 
 def difference(work: Work, take: Callable[[nn.Module], Steps], reference: nn.Module) -> float:
