@@ -39,15 +39,15 @@ class Adapter(Generic[B]):
         own = {name: parameter.detach() for name, parameter in model.named_parameters()}
 
         def one(support: Units) -> Weights:
-            return self._weights(meta_loss, dict(own), support)  # type: ignore[arg-type]
+            return self._weights(meta_loss, dict(own), support, mapped=True)  # type: ignore[arg-type]
 
         found: Weights = vmap(one, randomness="different")(support)
         return {name: tensor.detach() for name, tensor in found.items()}
 
-    def _weights(self, meta_loss: MetaLoss[B], weights: Weights, support: B) -> Weights:
+    def _weights(self, meta_loss: MetaLoss[B], weights: Weights, support: B, *, mapped: bool = False) -> Weights:
         with torch.no_grad():
             for _ in range(self._steps):
-                weights = meta_loss.step(weights, support, first_order=True)
+                weights = meta_loss.step(weights, support, first_order=True, mapped=mapped)
         return weights
 
 

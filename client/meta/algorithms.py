@@ -10,6 +10,7 @@
 With several participants whose changes the server averages this is Per-FedAvg (Fallah et al. 2020, arXiv:2002.07948).
 """
 
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import torch
@@ -67,12 +68,13 @@ class MetaLoss(Generic[B]):
             return self._together(weights, episodes)
         return torch.stack([self.of_weights(weights, episode) for episode in episodes]).mean()
 
-    def of_weights(self, weights: Weights, episode: Episode[B]) -> Tensor:
-        """Return the loss of any weights, by name, on one episode."""
+    def of_weights(self, weights: Weights, episode: Episode[B], *, mapped: bool = False) -> Tensor:
+        """Return the loss of any weights, by name, on one episode; for `mapped` see `step`."""
         if self._meta.algorithm == "reptile":
-            return self._reptile(weights, episode)
+            return self._reptile(weights, episode, mapped=mapped)
         for _ in range(self._meta.inner_steps):
-            weights = self.step(weights, episode.support, first_order=self._meta.algorithm == "fomaml")
+            first_order = self._meta.algorithm == "fomaml"
+            weights = self.step(weights, episode.support, first_order=first_order, mapped=mapped)
         return self.value(weights, episode.query)
 
     def value(self, weights: Weights, batch: B) -> Tensor:
@@ -80,18 +82,23 @@ class MetaLoss(Generic[B]):
         found: Tensor = functional_call(self._module, {f"model.{name}": w for name, w in weights.items()}, (batch,))
         return found
 
-    def step(self, weights: Weights, batch: B, *, first_order: bool) -> Weights:
-        """Return the weights after one step of gradient descent at the inner rate."""
+    def step(self, weights: Weights, batch: B, *, first_order: bool, mapped: bool = False) -> Weights:
+        """Return the weights after one step of gradient descent at the inner rate.
+
+        `mapped`: whether this runs inside one of torch.func's transforms.
+        """
 
         def adapted(own: Weights) -> Tensor:
             return self.value({**weights, **own}, batch)
 
         own = {name: weights[name] for name in self._adapted}
-        if first_order:
+        if not first_order:
+            gradients = grad(adapted)(own)
+        elif mapped:
             with torch.no_grad():
                 gradients = grad(adapted)(own)
         else:
-            gradients = grad(adapted)(own)
+            gradients = _constant_gradients(adapted, own)
         rate: float | Tensor = self._meta.inner_rate
         if self._meta.inner_clip is not None:
             length = torch.stack([gradient.square().sum() for gradient in gradients.values()]).sum().sqrt()
@@ -100,12 +107,12 @@ class MetaLoss(Generic[B]):
 
     def _together(self, weights: Weights, episodes: Stacked) -> Tensor:
         def one(support: Units, query: Units) -> Tensor:
-            return self.of_weights(weights, Episode(support, query))  # type: ignore[arg-type]
+            return self.of_weights(weights, Episode(support, query), mapped=True)  # type: ignore[arg-type]
 
         losses: Tensor = vmap(one, randomness="different")(episodes.support, episodes.query)
         return losses.mean()
 
-    def _reptile(self, weights: Weights, episode: Episode[B]) -> Tensor:
+    def _reptile(self, weights: Weights, episode: Episode[B], *, mapped: bool) -> Tensor:
         """A surrogate whose gradient is Reptile's; its value is the query's loss before a step was taken on it."""
         query: Tensor | None = None
         with torch.no_grad():
@@ -113,9 +120,18 @@ class MetaLoss(Generic[B]):
             for index in range(self._meta.inner_steps):
                 if index % 2 and query is None:
                     query = self.value(end, episode.query)
-                end = self.step(end, episode.query if index % 2 else episode.support, first_order=True)
+                batch = episode.query if index % 2 else episode.support
+                end = self.step(end, batch, first_order=True, mapped=mapped)
             if query is None:
                 query = self.value(end, episode.query)
         squares = [(weights[name] - end[name].detach()).square().sum() for name in self._adapted]
         surrogate = torch.stack(squares).sum() / (2 * self._meta.inner_rate)
         return query.detach() + surrogate - surrogate.detach()
+
+
+def _constant_gradients(value: Callable[[Weights], Tensor], weights: Weights) -> Weights:
+    """Return a scalar's gradients as constants; torch.func's can be differentiated again, which costs a fifth more."""
+    leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+    with torch.enable_grad():
+        found = torch.autograd.grad(value(leaves), list(leaves.values()), materialize_grads=True)
+    return dict(zip(leaves, found, strict=True))

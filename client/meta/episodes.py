@@ -97,6 +97,10 @@ class FewShot(ABC, Generic[B]):
     ) -> AdaptedScores:
         """Score a model on samples held out from training and from adaptation; keys as in `Task.evaluate`."""
 
+    def adapted(self, model: nn.Module, statistics: Statistics, adapter: "Adapter[B]") -> nn.Module | None:
+        """Return the site's own model of `evaluate`; a kind of task that needs no scores for it says how."""
+        return self.evaluate(model, statistics, adapter, with_baselines=False).model
+
     @abstractmethod
     def num_scored(self) -> int:
         """Return how many samples `evaluate` scores."""

@@ -135,10 +135,12 @@ class MetaTask(Task):
 
     def showcase(self, model: nn.Module, statistics: Statistics) -> dict[str, Any]:
         """Return the task's own pictures, of the model adapted to this site where it has one."""
-        own = self._adapt(model, statistics, with_baselines=False).model
+        own = self._few_shot.adapted(model, statistics, self._adapter(statistics))
         return self._base.showcase(own if own is not None else model, statistics)
 
     def _adapt(self, model: nn.Module, statistics: Statistics, *, with_baselines: bool) -> AdaptedScores:
+        return self._few_shot.evaluate(model, statistics, self._adapter(statistics), with_baselines=with_baselines)
+
+    def _adapter(self, statistics: Statistics) -> Adapter[Any]:
         assert self.plan.meta is not None
-        adapter = Adapter(self.plan.meta, self._few_shot.loss(statistics))
-        return self._few_shot.evaluate(model, statistics, adapter, with_baselines=with_baselines)
+        return Adapter(self.plan.meta, self._few_shot.loss(statistics))

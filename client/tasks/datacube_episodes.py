@@ -63,13 +63,16 @@ class WorldEpisodes(FewShot[Batch]):
         """See `FewShot`."""
         return len(self._split()[1])
 
+    def adapted(self, model: nn.Module, statistics: Statistics, adapter: Adapter[Batch]) -> nn.Module:
+        """See `FewShot`."""
+        return adapter.adapted(model, stack(self._task.world, self._split()[0], self._task.scales(statistics)))
+
     def evaluate(
         self, model: nn.Module, statistics: Statistics, adapter: Adapter[Batch], *, with_baselines: bool
     ) -> AdaptedScores:
         """See `FewShot`: scored on held-out months, or on the months of a new world that it was not adapted to."""
-        task = self._task
-        support, scored = self._split()
-        own = adapter.adapted(model, stack(task.world, support, task.scales(statistics)))
+        task, scored = self._task, self._split()[1]
+        own = self.adapted(model, statistics, adapter)
         before = task.scores(model, statistics, scored, with_baselines=with_baselines)
         after = task.scores(own, statistics, scored, with_baselines=False)
         same = {name: value for name, value in before.items() if name.startswith("baseline/")}

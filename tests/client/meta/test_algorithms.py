@@ -96,6 +96,27 @@ def test_a_batch_is_the_mean_of_its_episodes_listed_or_stacked(algorithm: str) -
     torch.testing.assert_close(model.w.grad, found)
 
 
+def test_a_first_order_step_is_the_same_with_torch_func_and_leaves_no_graph() -> None:
+    model, batch = network(), rows(5)
+    loss = MetaLoss(model, squared, meta(algorithm="fomaml"))
+    own = {name: p.detach() for name, p in model.named_parameters()}
+    plain, mapped = (loss.step(own, batch, first_order=True, mapped=mapped) for mapped in (False, True))
+    for name, weight in plain.items():
+        torch.testing.assert_close(weight, mapped[name])
+        assert not weight.requires_grad and not torch.equal(weight, own[name])
+
+
+def test_weights_that_a_loss_does_not_reach_stay_as_they_are() -> None:
+    model = nn.ModuleDict({"used": nn.Linear(3, 2), "unused": nn.Linear(3, 2)})
+
+    def loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        return squared(model.get_submodule("used"), batch)
+
+    own = {name: p.detach() for name, p in model.named_parameters()}
+    found = MetaLoss(model, loss, meta(algorithm="fomaml")).step(own, rows(5), first_order=True)
+    assert {name for name in own if not torch.equal(own[name], found[name])} == {"used.weight", "used.bias"}
+
+
 def test_a_long_gradient_is_cut_to_the_longest_that_a_step_may_have() -> None:
     value, _ = gradient(meta(inner_steps=1, inner_clip=0.5), ONE)
     support, query, start = ONE.support[0][0], ONE.query[0][0], Point().w.detach()
