@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from enum import StrEnum
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,7 +58,8 @@ def simulate(
 
 def train(
     plan: Annotated[
-        Path | None, typer.Argument(help="The plan; by default that of the mode in ./configs.", show_default=False)
+        Path | None,
+        typer.Argument(help="The plan; by default the mode's own, of ./configs or as shipped.", show_default=False),
     ] = None,
     mode: Annotated[str | None, typer.Option("--mode", help="Override the plan's mode.")] = None,
     participants: Annotated[
@@ -107,16 +109,31 @@ def train(
             return single(loaded)
         return loaded if participants is None else with_trainers(loaded, participants)
 
-    _run(plan or _usual(mode), given, plugin, out, resume=resume, device=device, as_json=as_json, chosen=chosen)
+    _run(
+        plan or _usual(mode, as_json=as_json),
+        given,
+        plugin,
+        out,
+        resume=resume,
+        device=device,
+        as_json=as_json,
+        chosen=chosen,
+    )
 
 
-def _usual(mode: str | None) -> Path:
-    """Return the plan in ./configs, as in a checkout, that shows a mode."""
+def _usual(mode: str | None, *, as_json: bool) -> Path:
+    """Return the plan that shows a mode: from ./configs, as in a checkout, else the one that ships; says which."""
     from astrofed.shared.plan import PlanError
 
-    found = Path("configs") / f"{'quickstart' if mode in (None, 'single', 'federated') else mode}.toml"
+    name = f"{'quickstart' if mode in (None, 'single', 'federated') else mode}.toml"
+    here, shipped = Path("configs") / name, Path(str(files("astrofed.configs"))) / name
+    found = here if here.is_file() else shipped
     if not found.is_file():
-        raise PlanError(f"no plan was given, and there is no {found} here; give the path of a plan")
+        raise PlanError(
+            f"no plan was given, and there is no {here} here, nor does a plan {name} ship with astrofed; give the path "
+            "of a plan"
+        )
+    console(as_json=as_json).print(f"plan: {found}", style="dim", soft_wrap=True)
     return found
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -69,12 +70,20 @@ def test_people_see_a_table(plan: Path, tmp_path: Path) -> None:
 
 def test_training_without_a_plan_takes_the_modes_own_from_the_folder_of_plans(plan: Path, tmp_path: Path) -> None:
     plan.rename(tmp_path / "quickstart.toml")
-    none = astrofed("train", "--mode", "meta", cwd=tmp_path)
-    assert none.returncode == 2 and "no plan was given, and there is no configs/meta.toml here" in none.stderr
+    none = astrofed("train", "--mode", "metta", cwd=tmp_path)
+    assert none.returncode == 2 and "no plan was given, and there is no configs/metta.toml here" in none.stderr
     (tmp_path / "configs").mkdir()
     (tmp_path / "quickstart.toml").rename(tmp_path / "configs" / "quickstart.toml")
     done = astrofed("train", "--rounds", "1", cwd=tmp_path)
     assert done.returncode == 0 and (tmp_path / "runs" / "small" / "report.html").is_file(), done.stderr
+
+
+@pytest.mark.parametrize("mode", ["meta", "nas", "evolution", "customer", "multimodal", "federated"])
+def test_where_there_is_no_folder_of_plans_the_shipped_one_is_taken_and_named(mode: str, tmp_path: Path) -> None:
+    done = astrofed("train", "--mode", mode, "--set", "rounds=0", "--json", cwd=tmp_path)
+    plan = "quickstart" if mode == "federated" else mode
+    assert done.returncode == 2 and done.stdout == "" and re.search(rf"^plan: /.*/{plan}\.toml$", done.stderr, re.M)
+    assert f"{plan}.toml: rounds" in done.stderr
 
 
 @pytest.mark.parametrize(
