@@ -1,4 +1,4 @@
-"""What a training step and an inference of the datacube network cost: physics, checkpointing, ONNX, a GPU."""
+"""What a training step and an inference of the datacube network cost: physics, checkpointing, ONNX."""
 
 import statistics
 import tempfile
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from astrofed.client.precision import LowPrecision, peak_bytes
+from astrofed.client.precision import peak_bytes
 from astrofed.client.tasks.datacube_batches import stack
 from astrofed.shared.errors import UserMistake
 from astrofed.shared.models.base import build_model
@@ -87,36 +87,6 @@ def inference_costs() -> Part:
     )
     rows = (("onnxruntime, 2 threads", sizes, f"{1e3 * check.seconds:.1f}", f"{check.deviation:.1e}"),)
     return Part("Inference", ("runtime", "sizes", "ms", "deviation from torch"), rows, (target,), "", done.to_dict())
-
-
-def gpu_costs(repeats: int) -> Part:
-    """A step in bf16 beside one in fp32 on a GPU at production size; without one it says that it did not run."""
-    columns = ("precision", "ms / step", "peak MiB")
-    wanted = "bf16 takes at most half of the fp32 step's time"
-    if not torch.cuda.is_available():
-        note = "Did not run: this machine has no GPU that torch can use."
-        return Part("On a GPU", columns, (), (Target(wanted, None, None),), note)
-    device = torch.device("cuda")
-    model = DatacubeNet(DatacubeLayout(months_in=4), **PRODUCTION).to(device)
-    state, forcing = (tensor.to(device).repeat(8, *[1] * (tensor.ndim - 1)) for tensor in world_inputs(model))
-    rows, medians = [], {}
-    for name, net in (("fp32", model), ("bf16", LowPrecision(model, torch.bfloat16))):
-        run = _step(model, lambda net=net: net(state, forcing).square().mean())  # type: ignore[misc]
-        for _ in range(3):
-            run()
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        seconds = []
-        for _ in range(repeats):
-            began = time.perf_counter()
-            run()
-            torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - began)
-        medians[name] = statistics.median(seconds)
-        rows.append((name, f"{1e3 * medians[name]:.1f}", f"{torch.cuda.max_memory_allocated() / 2**20:.0f}"))
-    ratio = medians["fp32"] / medians["bf16"]
-    note = f"{torch.cuda.get_device_name()}, 8 worlds of 2 epochs at T21. Utilisation is not measured here."
-    return Part("On a GPU", columns, tuple(rows), (Target(wanted, ratio, ratio >= 2),), note, {"seconds": medians})
 
 
 def world_inputs(model: DatacubeNet) -> tuple[Tensor, Tensor]:

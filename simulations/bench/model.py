@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from astrofed.simulations.bench.datacube_costs import checkpointing_costs, gpu_costs, inference_costs, physics_costs
+from astrofed.simulations.bench.datacube_costs import checkpointing_costs, inference_costs, physics_costs
 from astrofed.simulations.bench.datacube_runs import OURS, PEER, PEER_RATES, PLAIN, TRAINED, UNSEEN, Fit, baselines, fit
+from astrofed.simulations.bench.gpu_costs import gpu_costs
 from astrofed.simulations.bench.model_result import ModelResult, Part, interval
 from astrofed.simulations.bench.result import Target, this_machine
 
