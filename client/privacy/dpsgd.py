@@ -81,7 +81,7 @@ def train_privately(
     with seeded_on(device_of(model), instruction.seed) if draws else nullcontext():
         for _ in range(event.steps):
             chosen = np.flatnonzero(random.uniform(len(units)) < event.sample_rate)
-            optimizer.take(_clipped_sum(model, units, chosen, clipping))
+            optimizer.take(*_clipped_sum(model, units, chosen, clipping))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             clipping.end_step(event.noise_multiplier, expected, random)
@@ -101,32 +101,23 @@ def _is_finite(values: Tensor) -> bool:
 
 def clipped_sum(model: nn.Module, units: Population, chosen: Chosen, clipping: Flat) -> list[Tensor]:
     """Return, for each trainable parameter, the sum of the chosen units' gradients, each clipped; zeros for none."""
-    return _parts(_clipped_sum(model, units, chosen, clipping), _trainable(model))
+    return _clipped_sum(model, units, chosen, clipping)[1]
 
 
-def _clipped_sum(model: nn.Module, units: Population, chosen: Chosen, clipping: Flat) -> Tensor:
-    """Return [number]: all parameters' sums one after the other."""
-    weights, sums = _trainable(model), None
+def _clipped_sum(model: nn.Module, units: Population, chosen: Chosen, clipping: Flat) -> tuple[Tensor, list[Tensor]]:
+    """Return all parameters' sums one after the other [number], and the parts of that which are each one's."""
+    weights, found = [parameter for parameter in model.parameters() if parameter.requires_grad], None
     for gradients in units.gradients(model, chosen):
         factors = clipping.factors(gradients.squares)
-        if sums is None:  # not before: what finding gradients takes is free again now
-            sums = _zeros(weights)
-        gradients.add_weighted(factors, _parts(sums, weights))
-    return _zeros(weights) if sums is None else sums
+        found = found or _zeros(weights)  # not before: what finding gradients takes is free again now
+        gradients.add_weighted(factors, found[1])
+    return found or _zeros(weights)
 
 
-def _trainable(model: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def _zeros(weights: Sequence[Tensor]) -> Tensor:
-    return weights[0].new_zeros(sum(weight.numel() for weight in weights))
-
-
-def _parts(numbers: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-    """Return the parts of [number] that belong to each of `weights`, in its shape."""
-    parts = torch.split(numbers, [weight.numel() for weight in weights])
-    return [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]
+def _zeros(weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    counts = [weight.numel() for weight in weights]
+    numbers = weights[0].new_zeros(sum(counts))
+    return numbers, [part.view_as(weight) for part, weight in zip(torch.split(numbers, counts), weights, strict=True)]
 
 
 class _NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
@@ -144,10 +135,10 @@ class _NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
         )
         self._clipping, self._random = mechanism.clipping, random
 
-    def take(self, sums: Tensor) -> None:
-        """Take the sums [number] of the next step."""
+    def take(self, sums: Tensor, parts: list[Tensor]) -> None:
+        """Take the sums of the next step [number], and the parts of them that are each parameter's."""
         self.sums = sums
-        for parameter, total in zip(self.params, _parts(sums, self.params), strict=True):
+        for parameter, total in zip(self.params, parts, strict=True):
             parameter.summed_grad = total
 
     def zero_grad(self, set_to_none: bool = False) -> None:

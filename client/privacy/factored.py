@@ -24,10 +24,10 @@ from astrofed.client.privacy.gradients import (
     WrongUnitGradients,
     add_rows,
     gradient,
-    square_lengths,
+    lengths,
     without,
 )
-from astrofed.client.privacy.layers import Multiplying, as_rows, passed_once, sizes, tapped
+from astrofed.client.privacy.layers import Multiplying, as_rows, everywhere, multiplied, passed_once, sizes, tapped
 
 _AT_ONCE = 2**18  # numbers of rows or gradients that are held beside what stays
 
@@ -59,39 +59,40 @@ class Factored(Form):
         """See `Form`."""
         layers, names, shapes = self._found(model), list(self._layers), list(self._layers.values())
         own = {id(p) for layer in layers for p in layer.parameters()}
-        named = {f"model.{n}": p for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
-        fixed = {id(p): p.detach() for p in named.values() if id(p) in own}
-        module = Loss(model, loss)
+        named = {n: p for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+        others = {f"model.{name}": p for name, p in named.items() if id(p) not in own}  # tied ones by each name
+        module, places = Loss(model, loss), {id(layer): index for index, layer in enumerate(layers)}
 
         def one(taps: list[Tensor], rest: dict[int, Tensor], unit: Units) -> tuple[Tensor, list[Tensor]]:
             alone = tuple(tensor.unsqueeze(0) for tensor in unit)
             inputs: dict[int, Tensor] = {}
 
-            def tap(layer: Multiplying, given: Tensor, output: Tensor) -> Tensor:
-                index = [id(each) for each in layers].index(id(layer))
+            def tap(layer: Multiplying, given: Tensor) -> Tensor:
+                index = places[id(layer)]
+                output = multiplied(layer, given, layer.weight.detach(), None)
                 if index in inputs or output.shape != shapes[index]:
                     raise WrongUnitGradients(f"a unit passes layer {names[index]!r} more often than at first")
                 inputs[index] = given
                 return output + taps[index]
 
-            every = fixed | rest  # tied ones are given by each of their names
-            weights = {name: every[id(p)] for name, p in named.items()}
+            weights = {name: rest[id(p)] for name, p in others.items()}
             with tapped(layers, tap):
                 value = functional_call(module, weights, (alone,), tie_weights=False)
             if len(inputs) < len(layers):
                 raise WrongUnitGradients("a unit passes fewer layers than at first")
             return value, [inputs[index] for index in range(len(layers))]
 
-        count, parameters = len(batch[0]), {id(p): p for p in named.values()}
-        zero = next(iter(parameters.values())).detach().new_zeros(())
-        taps = [zero.expand(count, *shape).requires_grad_() for shape in shapes]
-        others = {key: p.detach() for key, p in parameters.items() if key not in own}
-        rest = {key: p.expand(count, *p.shape).requires_grad_() for key, p in others.items()}
+        count = len(batch[0])
+        biases = [everywhere(layer, shape) for layer, shape in zip(layers, shapes, strict=True)]
+        taps = [bias.expand(count, *bias.shape).requires_grad_() for bias in biases]
+        single = {id(p): p.detach() for p in others.values()}
+        rest = {key: p.expand(count, *p.shape).requires_grad_() for key, p in single.items()}
         with torch.enable_grad():
             values, inputs = vmap(one, randomness="different")(taps, rest, batch)
             found = gradient(values.sum(), [*taps, *rest.values()])
         written = dict(zip(rest, found[len(taps) :], strict=True))
-        return _Factors(list(parameters), layers, [given.detach() for given in inputs], found[: len(taps)], written)
+        parameters = list(dict.fromkeys(map(id, named.values())))
+        return _Factors(parameters, layers, [given.detach() for given in inputs], found[: len(taps)], written)
 
     def _found(self, model: nn.Module) -> list[Multiplying]:
         found = (model.get_submodule(name) for name in self._layers)
@@ -114,15 +115,14 @@ class _Factors:
         written: dict[int, Tensor],
     ) -> None:
         terms: dict[int, tuple[Tensor, Tensor | None]] = {key: (found, None) for key, found in written.items()}
-        lengths: dict[int, Tensor] = {}
+        known: dict[int, Tensor] = {}
         for layer, given, output in zip(layers, inputs, outputs, strict=True):
-            found, lengths[id(layer.weight)], sums = _of_layer(layer, given, output)
-            terms[id(layer.weight)] = found
+            terms[id(layer.weight)], known[id(layer.weight)], sums = _of_layer(layer, given, output)
             if layer.bias is not None:
                 terms[id(layer.bias)] = (sums, None)
         self._terms = [terms[each] for each in named]
-        columns = [lengths[each] if each in lengths else square_lengths(terms[each][0]).double() for each in named]
-        self.squares = torch.stack(columns, dim=1)
+        columns = [known[each] if each in known else lengths(terms[each][0]) for each in named]
+        self.squares = torch.stack(columns, dim=1).double().square()
         finite = self.squares.isfinite().all(dim=1)
         if not bool(finite.all()):
             self.squares = without(self.squares, finite)
@@ -140,28 +140,23 @@ class _Factors:
 
 
 def _of_layer(layer: Multiplying, come: Tensor, gone: Tensor) -> tuple[tuple[Tensor, Tensor | None], Tensor, Tensor]:
-    """Return a weight's gradients, as factors or written out, their squared lengths [unit], and its bias' gradients."""
+    """Return a weight's gradients, as factors or written out, their lengths [unit], and its bias' gradients."""
     columns, out = sizes(layer)
     rows = gone[0].numel() // out
     if rows == 1:
         given, output = as_rows(layer, come, gone)
-        return (output, given), _squares(output[:, 0]) * _squares(given[:, 0]), output[:, 0]
+        # in double precision: one factor may be as short as the other is long
+        product = lengths(output, torch.float64) * lengths(given, torch.float64)
+        return (output, given), product, output[:, 0]
     some = max(1, _AT_ONCE // (max(rows, out) * columns))
     if rows * (columns + out) < columns * out:
         given, output = as_rows(layer, come, gone)
-        starts = range(0, len(given), some)
-        parts = [(output[start : start + some], given[start : start + some]) for start in starts]
-        squares = torch.cat([square_lengths(torch.bmm(g.mT, x)) for g, x in parts])
-        return (output, given), squares.double(), output.sum(dim=1)
+        parts = [(output[at : at + some], given[at : at + some]) for at in range(0, len(given), some)]
+        found = [lengths(torch.bmm(g.mT, x)) for g, x in parts]
+        return (output, given), torch.cat(found) if len(found) > 1 else found[0], output.sum(dim=1)
     whole, sums = gone.new_empty(len(gone), out, columns), gone.new_empty(len(gone), out)
     for part, total, x, g in zip(*(torch.split(each, some) for each in (whole, sums, come, gone)), strict=True):
         given, output = as_rows(layer, x, g)
         torch.bmm(output.transpose(1, 2), given, out=part)
         torch.sum(output, dim=1, out=total)
-    return (whole, None), square_lengths(whole).double(), sums
-
-
-def _squares(rows: Tensor) -> Tensor:
-    """[unit] of [unit, …], in double precision: one factor of a product may be as short as the other is long."""
-    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-    return lengths.square()
+    return (whole, None), lengths(whole), sums

@@ -135,16 +135,19 @@ def add_rows(total: Tensor, factor: Tensor, rows: Tensor) -> None:
     total.view(-1).addmv_(rows.reshape(len(rows), -1).T, factor.to(rows.dtype))
 
 
-def square_lengths(rows: Tensor) -> Tensor:
-    """Return [unit]: the squared length of each unit's part of [unit, …]."""
-    return torch.linalg.vector_norm(rows, dim=tuple(range(1, rows.ndim))).square() if rows.ndim > 1 else rows.square()
+def lengths(rows: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return [unit]: the length of each unit's part of [unit, …], in its own type or another."""
+    if rows.ndim == 1:
+        return rows.abs().to(dtype or rows.dtype)
+    found: Tensor = torch.linalg.vector_norm(rows, dim=tuple(range(1, rows.ndim)), dtype=dtype)
+    return found
 
 
 def all_square_lengths(gradients: Sequence[Tensor]) -> Tensor:
     """Return [unit, parameter]: the squared lengths of units' parts of each of `gradients` [unit, …]."""
     if len(gradients[0]) == 1:  # as above
         return torch.stack(torch._foreach_norm(list(gradients)))[None].square()
-    return torch.stack([square_lengths(rows) for rows in gradients], dim=1)
+    return torch.stack([lengths(rows) for rows in gradients], dim=1).square()
 
 
 def without(rows: Tensor, kept: Tensor) -> Tensor:

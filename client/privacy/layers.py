@@ -6,7 +6,6 @@ outer products as a linear layer's is (Chellapilla, Puri & Simard 2006; Rochette
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +15,30 @@ from astrofed.client.privacy.gradients import UnitLoss, Units
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 Multiplying = nn.Linear | Convolution
-Tap = Callable[[Multiplying, Tensor, Tensor], Tensor]
-"""Of a layer, its input and its output makes what goes on in the output's place."""
+Tap = Callable[[Multiplying, Tensor], Tensor]
+"""Of a layer and its input makes its output."""
 
 
 def sizes(layer: Multiplying) -> tuple[int, int]:
     """Return how many numbers a row has that goes in, and one that comes out."""
     out = layer.weight.shape[0]
     return layer.weight.numel() // out, out
+
+
+def multiplied(layer: Multiplying, given: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return what a layer would put out with this weight and this bias."""
+    if isinstance(layer, nn.Linear):
+        return nn.functional.linear(given, weight, bias)
+    made: Tensor = layer._conv_forward(given, weight, bias)
+    return made
+
+
+def everywhere(layer: Multiplying, shape: torch.Size) -> Tensor:
+    """Return the layer's bias at each place of an output of this shape, in no memory of its own; zeros without one."""
+    if layer.bias is None:
+        return layer.weight.detach().new_zeros(()).expand(shape)
+    places = 0 if isinstance(layer, nn.Linear) else len(layer.kernel_size)
+    return layer.bias.detach().view(-1, *[1] * places).expand(shape)
 
 
 def as_rows(layer: Multiplying, given: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,15 +80,13 @@ def passed_once(model: nn.Module, loss: UnitLoss, unit: Units, *, convolutions: 
     shapes: dict[int, list[torch.Size]] = {}
     strange: set[int] = set()  # layers that were run on other weights than their own, as `functional_call` can do
 
-    def detached(layer: Multiplying, given: Tensor, output: Tensor) -> Tensor:
-        shapes.setdefault(id(layer), []).append(output.shape)
+    def detached(layer: Multiplying, given: Tensor) -> Tensor:
         if not {id(p) for p in (layer.weight, layer.bias) if p is not None} <= {id(p) for p in weights}:
             strange.add(id(layer))
-        weight, bias = layer.weight.detach(), layer.bias.detach() if layer.bias is not None else None
-        if isinstance(layer, nn.Linear):
-            return nn.functional.linear(given, weight, bias)
-        made: Tensor = layer._conv_forward(given, weight, bias)
-        return made
+        bias = layer.bias.detach() if layer.bias is not None else None
+        output = multiplied(layer, given, layer.weight.detach(), bias)
+        shapes.setdefault(id(layer), []).append(output.shape)
+        return output
 
     if not weights:
         return {}
@@ -102,15 +115,16 @@ def _multiplies(layer: nn.Module, convolutions: bool) -> bool:
 
 
 @contextmanager
-def tapped(layers: Sequence[nn.Module], tap: Tap) -> Iterator[None]:
-    """Have a tap at each of these layers for a block."""
+def tapped(layers: Sequence[Multiplying], tap: Tap) -> Iterator[None]:
+    """Have a tap in the place of each of these layers' `forward` for a block."""
 
-    def hook(layer: Any, given: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
-        return tap(layer, given[0] if given else named["input"], output)
+    def forward(layer: Multiplying) -> Callable[[Tensor], Tensor]:
+        return lambda input: tap(layer, input)
 
-    handles = [layer.register_forward_hook(hook, with_kwargs=True) for layer in layers]
+    for layer in layers:
+        layer.forward = forward(layer)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for layer in layers:
+            del layer.forward
