@@ -122,7 +122,7 @@ def tapped(layers: Sequence[Multiplying], tap: Tap) -> Iterator[None]:
         return lambda input: tap(layer, input)
 
     for layer in layers:
-        layer.forward = forward(layer)  # type: ignore[method-assign]
+        layer.forward = forward(layer)  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
