@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(shell find astrofed client server shared simulations -name '*.py' -o -name '*.html' 2>/dev/null)
+SOURCES := $(shell find astrofed client configs server shared simulations -name '*.py' -o -name '*.html' -o -name '*.toml' 2>/dev/null)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test check dev clean
