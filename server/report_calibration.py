@@ -11,7 +11,8 @@ from markupsafe import Markup
 
 from astrofed.server.report_plots import Scale, add, drawing, markup
 from astrofed.server.report_run import Run
-from astrofed.shared.models.surrogate_layout import TARGETS
+from astrofed.shared.models import surrogate_layout, transit_layout
+from astrofed.shared.registry import normalise
 from astrofed.shared.uncertainty import LEVEL, LEVELS, Pooled, pooled_conformal
 
 _MOST = 60  # sites that are listed
@@ -56,7 +57,8 @@ def calibration(run: Run) -> Calibration | None:
         return None
     last, trainers = evaluated[-1], set(run.trainers)
     trained = [metrics for name, metrics in last.sites.items() if name in trainers]
-    pooled = tuple(_pooled(target.name, target.unit, trained, last.metrics) for target in TARGETS)
+    layout = transit_layout if normalise(run.plan.task.name) == "transits" else surrogate_layout
+    pooled = tuple(_pooled(target.name, target.unit, trained, last.metrics) for target in layout.TARGETS)
     known = [row.pooled for row in pooled if row.pooled is not None]
     return Calibration(
         sites=tuple(_site(name, name not in trainers, own) for name, own in list(last.sites.items())[:_MOST]),

@@ -1,6 +1,7 @@
 """How good a surrogate's predictions and their uncertainty are, and whether its intervals hold what they promise."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from astrofed.client.tasks.surrogate_samples import Samples
-from astrofed.shared.models.surrogate_layout import MODALITIES, TARGETS, Observations
+from astrofed.shared.models.surrogate_layout import MODALITIES, TARGETS, Observations, Target
 from astrofed.shared.seeds import derive_seed
 from astrofed.shared.uncertainty import (
     LEVEL,
@@ -24,6 +25,18 @@ from astrofed.shared.uncertainty import (
 BATCH = 1024
 
 
+class Truths(Protocol):
+    """What is true of samples; rows agree."""
+
+    @property
+    def targets(self) -> Tensor:
+        """[sample, target] in widths; 0 where there is none."""
+
+    @property
+    def given(self) -> Tensor:
+        """[sample, target] 1 where there is a target, else 0."""
+
+
 @torch.no_grad()
 def predict(model: nn.Module, seen: Observations) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation [sample, target] in widths (float64), of the ensemble if there are several."""
@@ -35,18 +48,18 @@ def predict(model: nn.Module, seen: Observations) -> tuple[Tensor, Tensor]:
     return torch.cat([mean for mean, _ in found]), torch.cat([spread for _, spread in found])
 
 
-def errors(mean: Tensor, samples: Samples, prefix: str = "") -> dict[str, float]:
+def errors(mean: Tensor, samples: Truths, prefix: str = "", targets: Sequence[Target] = TARGETS) -> dict[str, float]:
     """Return "loss", the root mean square error in widths over all targets there are, and "rmse/…" in units."""
     given, squares = samples.given.bool(), (mean - samples.targets.double()).square()
     found = {f"{prefix}loss": float(squares[given].mean().sqrt())}
-    for index, target in enumerate(TARGETS):
+    for index, target in enumerate(targets):
         own = squares[given[:, index], index]
         if len(own):
             found[f"{prefix}rmse/{target.name}"] = target.width * float(own.mean().sqrt())
     return found
 
 
-def uncertainty(mean: Tensor, spread: Tensor, samples: Samples) -> dict[str, float]:
+def uncertainty(mean: Tensor, spread: Tensor, samples: Truths, targets: Sequence[Target] = TARGETS) -> dict[str, float]:
     """Return how good the Gaussians are.
 
     "nll" [nats] and "crps" in widths, over all targets; for each target "crps/…" and "sharpness/…" (the mean width of
@@ -56,7 +69,7 @@ def uncertainty(mean: Tensor, spread: Tensor, samples: Samples) -> dict[str, flo
     crps, z = gaussian_crps(mean, spread, truth), ((truth - mean) / spread).abs()
     found = {"nll": float(gaussian_nll(mean, spread, truth)[given].mean()), "crps": float(crps[given].mean())}
     reach = half_width(LEVEL)
-    for index, target in enumerate(TARGETS):
+    for index, target in enumerate(targets):
         rows = given[:, index]
         if rows.any():
             found[f"crps/{target.name}"] = target.width * float(crps[rows, index].mean())
@@ -67,19 +80,21 @@ def uncertainty(mean: Tensor, spread: Tensor, samples: Samples) -> dict[str, flo
     return found
 
 
-def conformal(mean: Tensor, spread: Tensor, samples: Samples, site: str) -> dict[str, float]:
+def conformal(
+    mean: Tensor, spread: Tensor, samples: Truths, site: str, targets: Sequence[Target] = TARGETS
+) -> dict[str, float]:
     """Return what split-conformal intervals come to: one random half of the samples calibrates, the other tests.
 
     "conformal/coverage" over all targets, and for each "conformal/coverage/…" and "conformal/width/…" (mean width in
     its unit); a target with too few scores is left out. "conformal/calibration/…/bin" and "conformal/test/…/bin" are
     the counts of scores on the public grid, by which the report pools the sites.
     """
-    calibrates = half(len(samples), site)
+    calibrates = half(len(samples.targets), site)
     z = ((samples.targets.double() - mean) / spread).abs().numpy()
     given, widths = samples.given.bool().numpy(), spread.numpy()
     found: dict[str, float] = {}
     inside = []
-    for index, target in enumerate(TARGETS):
+    for index, target in enumerate(targets):
         scores = {
             "calibration": z[given[:, index] & calibrates, index],
             "test": z[given[:, index] & ~calibrates, index],
