@@ -41,6 +41,7 @@ class Fold:
     """One planet's transits, folded, and the box that fits them best."""
 
     missing: Float64  # [bin] light that is missing, relative; NaN where there is no cadence
+    phase: Float64  # [bin] mean of its cadences', central durations from mid-transit; NaN where there is none
     count: NDArray[np.int64]  # [bin] cadences
     scatter: float  # of a cadence beside the transits, relative
     transits: int
@@ -91,14 +92,16 @@ def folded(time: Float64, flux: Float64, star: Photometry, period: float, epoch:
     inside = (index >= 0) & (index < BINS)
     count = np.bincount(index[inside], minlength=BINS)
     with np.errstate(invalid="ignore"):
-        binned = np.bincount(index[inside], missing[inside], minlength=BINS) / count
+        binned, middle = (
+            np.bincount(index[inside], values[inside], minlength=BINS) / count for values in (missing, phases)
+        )
     best = max((_box(phases, missing, width) for width in WIDTHS), key=lambda box: box[0] * box[1] ** 0.5)
     if not best[1]:
         return None
     density, exposure = star.known.density, star.known.exposure
     error, width = scatter / best[1] ** 0.5, best[2] * central
     transits = int(whole.sum())
-    return Fold(binned, count, scatter, transits, central, period, density, exposure, best[0], error, width)
+    return Fold(binned, middle, count, scatter, transits, central, period, density, exposure, best[0], error, width)
 
 
 def _lines(

@@ -53,6 +53,14 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         {"task": {"name": "deep-time", "stride": 10, "horizon": 3}, "model": "history-net"},
         "histories/earth_interior",
     ),
+    "transits": (
+        {
+            "task": {"name": "transits", "injections": 60, "tests": 40},
+            "model": {"name": "transit-net", "width": 8},
+            "training": {"optimizer": "sgd"},
+        },
+        "transits/k2_3",
+    ),
     "surrogate": (SURROGATE, "worlds/earthlike"),
     "surrogate, crps": (
         {**SURROGATE, "task": {**SURROGATE["task"], "objective": "crps", "balance": "uncertainty", "consistency": 0.1}},

@@ -213,6 +213,11 @@ def deep_time(_: Path) -> Task:
     return opened(resolve_bundled("histories/trappist1_b"), task, model, 7)
 
 
+def transits(_: Path) -> Task:
+    task, model = {"name": "transits", "injections": 40, "tests": 40}, {"name": "transit-net", "width": 8}
+    return opened(resolve_bundled("transits/k2_3"), task, model, 7)
+
+
 def surrogate(_: Path, **options: Any) -> Task:
     task, model = {"name": "surrogate", "belts": 8, "sectors": 4, **options}, {"name": "surrogate", "width": 8}
     return opened(resolve_bundled("worlds/earthlike"), task, model, 10, mode="multimodal")
@@ -245,7 +250,9 @@ def trained(task: Task) -> tuple[Model, float]:
     return model, task.train(model, task.statistics(), TrainInstruction(1, 7)).metrics["loss"]
 
 
-@pytest.mark.parametrize("make", [planets, deep_time, surrogate, weighed_surrogate, datacube, physical_datacube])
+@pytest.mark.parametrize(
+    "make", [planets, deep_time, transits, surrogate, weighed_surrogate, datacube, physical_datacube]
+)
 def test_each_task_learns_the_same_one_sample_after_the_other(
     make: Callable[[Path], Task],
     tmp_path: Path,

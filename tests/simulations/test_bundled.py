@@ -41,6 +41,12 @@ def test_three_histories_ship() -> None:
     ]
 
 
+def test_two_stars_ship() -> None:
+    assert [name for name in NAMES if "transits/" in name] == [
+        f"bundled:transits/{star}" for star in ("k2_3", "wasp_75")
+    ]
+
+
 def test_all_is_smaller_than_20_mb() -> None:
     assert sum(file.stat().st_size for file in ROOT.rglob("*") if file.is_file()) < 20e6
 
@@ -52,8 +58,8 @@ def test_the_manifest_names_each_dataset() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_each_dataset_is_sound_and_matches_the_manifest(name: str) -> None:
     report = check_dataset(resolve_bundled(name))
-    one_world = ["shared privacy units"] if "histories/" in name else []  # all rows of a history are one world's
-    assert [problem.mistake for problem in report.problems] == one_world
+    one_unit = "histories/" in name or "transits/" in name  # all rows are one world's, or one star's
+    assert [problem.mistake for problem in report.problems] == (["shared privacy units"] if one_unit else [])
     assert report.fingerprint == FINGERPRINTS[name.removeprefix("bundled:")]
 
 
