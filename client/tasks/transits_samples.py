@@ -2,8 +2,7 @@
 
 Injection and recovery (Christiansen et al. 2015, ApJ 810, 95; 2020, AJ 160, 159): a transit is multiplied into the flux
 as it was measured, so the noise is the star's and the instrument's. No cadence of a known planet's transit is left in.
-Then injected and real transits go through the same: a straight line through the flux about each transit, left and
-right of it, is divided out, and all transits of a period are folded into bins of phase.
+Then injected and real transits are detrended and folded alike.
 """
 
 from dataclasses import dataclass
@@ -13,45 +12,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from astrofed.client.tasks.transits_folding import Fold, folded
 from astrofed.client.tasks.transits_photometry import Photometry
-from astrofed.client.tasks.transits_physics import Transit, central_duration, light_curve, phase, scaled_axis
+from astrofed.client.tasks.transits_physics import Float64, Transit, light_curve, scaled_axis
+from astrofed.client.tasks.transits_templates import IMPACTS, LIMB_Q1, LIMB_Q2, RATIOS, standard
 from astrofed.shared.errors import UserMistake
-from astrofed.shared.models.surrogate_layout import Target
-from astrofed.shared.models.transit_layout import BINS, REACH, TARGETS, FoldedTransits
+from astrofed.shared.models.transit_layout import BINS, CHANNELS, SCALARS, TARGETS, FoldedTransits
 
-Float64 = NDArray[np.float64]
-BESIDE = 0.6  # central durations from mid-transit to where a planet of any size has left
-WINDOW = 2.5  # central durations to each side that a line is drawn through
-ENOUGH = 3  # cadences to each side of a transit, without which it is left out
 PERIODS = (2.0, 45.0)  # days
-RATIOS = (0.01, 0.15)
-IMPACTS = (0.0, 0.95)
-LIMB_Q1, LIMB_Q2 = (0.2, 0.6), (0.2, 0.5)  # Kipping (2013, MNRAS 435, 2152), about what cool and warm dwarfs have
 AXIS_ERROR = 0.05  # relative, as of a density known to 15 %
 TRIES = 100
-WIDTHS = tuple(np.geomspace(0.15, 1.1, 16).tolist())  # of boxes, central durations
 
 
 class TooFewTransits(UserMistake):
     """A star's photometry is too short, or has too many gaps, to put transits into it."""
-
-
-@dataclass(frozen=True)
-class Fold:
-    """One planet's transits, folded, and the box that fits them best."""
-
-    missing: Float64  # [bin] light that is missing, relative; NaN where there is no cadence
-    phase: Float64  # [bin] mean of its cadences', central durations from mid-transit; NaN where there is none
-    count: NDArray[np.int64]  # [bin] cadences
-    scatter: float  # of a cadence beside the transits, relative
-    transits: int
-    central_days: float
-    period_days: float
-    density: float  # of the star, in the Sun's
-    exposure_days: float
-    depth: float  # of the box, relative; may be negative
-    depth_error: float
-    width_days: float  # of the box
 
 
 @dataclass(frozen=True)
@@ -65,67 +39,6 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.targets)
-
-
-def standard(target: Target, value: float) -> float:
-    """Return a target in its widths, from a ratio or hours."""
-    return (float(np.log10(value)) - target.centre) / target.width
-
-
-def folded(time: Float64, flux: Float64, star: Photometry, period: float, epoch: float) -> Fold | None:
-    """Return a planet's transits [cadence], detrended and folded; None where no transit has cadences on both sides."""
-    central = central_duration(period, star.known.density)
-    since = phase(time, period, epoch)
-    near = np.abs(since) < min(WINDOW * central, period / 2)
-    number = np.round((time[near] - epoch - since[near]) / period).astype(np.int64)
-    since, level = since[near], flux[near]
-    beside = np.abs(since) > BESIDE * central + star.known.exposure / 2
-    number -= number.min(initial=0)
-    line, whole = _lines(number, since, level, beside)
-    if not whole.any():
-        return None
-    kept = whole[number]
-    missing = 1 - level[kept] / line[kept]
-    scatter = float(missing[beside[kept]].std())
-    phases = since[kept] / central
-    index = np.floor((phases + REACH) / (2 * REACH) * BINS).astype(np.int64)
-    inside = (index >= 0) & (index < BINS)
-    count = np.bincount(index[inside], minlength=BINS)
-    with np.errstate(invalid="ignore"):
-        binned, middle = (
-            np.bincount(index[inside], values[inside], minlength=BINS) / count for values in (missing, phases)
-        )
-    best = max((_box(phases, missing, width) for width in WIDTHS), key=lambda box: box[0] * box[1] ** 0.5)
-    if not best[1]:
-        return None
-    density, exposure = star.known.density, star.known.exposure
-    error, width = scatter / best[1] ** 0.5, best[2] * central
-    transits = int(whole.sum())
-    return Fold(binned, middle, count, scatter, transits, central, period, density, exposure, best[0], error, width)
-
-
-def _lines(
-    number: NDArray[np.int64], since: Float64, level: Float64, beside: NDArray[np.bool_]
-) -> tuple[Float64, NDArray[np.bool_]]:
-    """Return [cadence] the line through the cadences beside its transit, and [transit] which have enough of them."""
-    transits = int(number.max(initial=-1)) + 1
-
-    def total(values: Float64) -> Float64:
-        return np.bincount(number[beside], values[beside], minlength=transits)
-
-    n, x, y = total(np.ones(len(since))), total(since), total(level)
-    xx, cross, after = total(since**2), total(since * level), total((since > 0).astype(np.float64))
-    whole = np.minimum(after, n - after) >= ENOUGH
-    with np.errstate(divide="ignore", invalid="ignore"):
-        slope = (n * cross - x * y) / (n * xx - x**2)
-        start = (y - slope * x) / n
-    return start[number] + slope[number] * since, whole
-
-
-def _box(phases: Float64, missing: Float64, width: float) -> tuple[float, int, float]:
-    """Return the mean missing light within a box about mid-transit, how many cadences it holds, and its width."""
-    inside = np.abs(phases) < width / 2
-    return float(missing[inside].mean()) if inside.any() else 0.0, int(inside.sum()), width
 
 
 def injected(star: Photometry, span: NDArray[np.bool_], count: int, seed: int) -> Samples:
@@ -167,7 +80,7 @@ def injected(star: Photometry, span: NDArray[np.bool_], count: int, seed: int) -
 def real(star: Photometry) -> Samples:
     """Return the transits of the star's known planets, as they are in the data, one sample each.
 
-    Durations are not known.
+    Durations are not published in the catalogue.
 
     Raises:
         TooFewTransits: none of a planet's transits has cadences to both sides.
@@ -187,10 +100,9 @@ def samples(folds: list[Fold], truths: list[tuple[float, float]]) -> Samples:
     """Return folds as a network takes them, with the true radius ratios and durations [hours] (NaN: not known)."""
     values = [[standard(target, own) for target, own in zip(TARGETS, truth, strict=True)] for truth in truths]
     targets = torch.tensor(values, dtype=torch.float32).reshape(-1, len(TARGETS))
-    boxes = torch.tensor([by_box(fold) for fold in folds], dtype=torch.float32).reshape(-1, len(TARGETS))
-    series = torch.tensor(np.array([_series(fold) for fold in folds]), dtype=torch.float32)
-    rest = torch.tensor([_scalars(fold) for fold in folds], dtype=torch.float32)
-    seen = FoldedTransits(series, torch.cat([boxes, rest], dim=1))
+    series = np.array([_series(fold) for fold in folds]).reshape(-1, len(CHANNELS), BINS)
+    scalars = np.array([[*by_box(fold), *_scalars(fold)] for fold in folds]).reshape(-1, len(SCALARS))
+    seen = FoldedTransits(*(torch.tensor(each, dtype=torch.float32) for each in (series, scalars)))
     return Samples(seen, targets.nan_to_num(), targets.isfinite().float(), tuple(folds))
 
 

@@ -65,7 +65,7 @@ def baselines(samples: Samples) -> Mapping[str, Tensor]:
     (Kovács et al. 2002, A&A 391, 369), its root and its width. "fit": transits fitted (`transits_templates`).
     """
     boxes = torch.tensor(np.array([by_box(fold) for fold in samples.folds]).reshape(-1, len(TARGETS)))
-    return {"constant": torch.zeros_like(boxes), "box": boxes, "fit": fitted(samples.folds)}
+    return {"constant": torch.zeros_like(boxes), "box": boxes, "fit": torch.from_numpy(fitted(samples.folds)[..., 0])}
 
 
 def baseline_scores(tests: Samples, real: Samples) -> dict[str, float]:

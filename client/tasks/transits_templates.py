@@ -1,29 +1,37 @@
 """What fitting transits says: every folded light curve against a grid of computed ones, the mean weighed by likelihood.
 
-This is what the network has to be measured against: it knows the noise's size, the priors that injections are drawn
-from, and the physics; only the limb darkening is that of the priors' middle, the density the catalogue's, and the noise
-is taken to be white. Depths are fitted between the grid's, each computed curve being scaled by a little.
+This is what the network has to be measured against. It knows the noise's size, the priors that injections are
+drawn from, and the physics; but the limb darkening is that of the priors' middle, the density the catalogue's, and the
+noise is taken to be white. Depths are fitted between the grid's, each computed curve being scaled by a little.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from astrofed.client.tasks.transits_folding import Fold
 from astrofed.client.tasks.transits_physics import MOMENTS, Float64, covered
-from astrofed.client.tasks.transits_samples import IMPACTS, LIMB_Q1, LIMB_Q2, RATIOS, Fold, standard
+from astrofed.shared.models.surrogate_layout import Target
 from astrofed.shared.models.transit_layout import REACH, TARGETS
 
+RATIOS = (0.01, 0.15)  # of planets, evenly in the logarithm
+IMPACTS = (0.0, 0.95)  # evenly
+LIMB_Q1, LIMB_Q2 = (0.2, 0.6), (0.2, 0.5)  # Kipping (2013, MNRAS 435, 2152), about what cool and warm dwarfs have
 RATIO = np.geomspace(*RATIOS, 24)
 IMPACT = np.linspace(*IMPACTS, 32)
 POINTS = 48  # steps of computed light curves, between which lines are drawn
 SMEAR = 0.15  # step of ln(exposure / central duration) at which computed light curves are kept
 
 
-def fitted(folds: tuple[Fold, ...]) -> Tensor:
-    """Return [sample, target] in widths (float64): the likelihood's means over the grid."""
-    return torch.from_numpy(np.array([_fitted(fold) for fold in folds]).reshape(-1, len(TARGETS)))
+def standard(target: Target, value: float) -> float:
+    """Return a target in its widths, from a ratio or hours."""
+    return (float(np.log10(value)) - target.centre) / target.width
+
+
+def fitted(folds: Sequence[Fold]) -> Float64:
+    """Return [sample, target, 2] the likelihood's means and standard deviations over the grid, in widths."""
+    return np.array([_fitted(fold) for fold in folds]).reshape(-1, len(TARGETS), 2)
 
 
 def _fitted(fold: Fold) -> Float64:
@@ -38,9 +46,13 @@ def _fitted(fold: Fold) -> Float64:
     misfit = (scale[..., None] * expected - missing) ** 2 @ weight
     likely = np.exp(-0.5 * (misfit - misfit.min()))
     ratios = RATIO[:, None] * np.sqrt(scale)
-    chords = np.sqrt((1 + ratios) ** 2 - IMPACT**2)
-    ratio, chord = (10 ** float((likely * np.log10(each)).sum() / likely.sum()) for each in (ratios, chords))
-    return np.array([standard(TARGETS[0], ratio), standard(TARGETS[1], 24 * fold.central_days * chord)])
+    hours = 24 * fold.central_days * np.sqrt((1 + ratios) ** 2 - IMPACT**2)
+    found = []
+    for target, each in zip(TARGETS, (ratios, hours), strict=True):
+        values = (np.log10(each) - target.centre) / target.width
+        mean = (likely * values).sum() / likely.sum()
+        found.append((mean, np.sqrt((likely * (values - mean) ** 2).sum() / likely.sum())))
+    return np.array(found)
 
 
 @lru_cache(maxsize=64)
