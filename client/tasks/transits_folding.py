@@ -77,7 +77,7 @@ def _lines(
     transits = int(number.max(initial=-1)) + 1
 
     def total(values: Float64) -> Float64:
-        return np.bincount(number[beside], values[beside], minlength=transits)
+        return np.bincount(number[beside], values[beside], minlength=transits).astype(np.float64)
 
     n, x, y = total(np.ones(len(since))), total(since), total(level)
     xx, cross, after = total(since**2), total(since * level), total((since > 0).astype(np.float64))

@@ -76,7 +76,7 @@ class Photometry:
     @property
     def quiet(self) -> NDArray[np.bool_]:
         """Say [cadence] where no known planet is in transit."""
-        return ~self.occupied.any(axis=0)
+        return np.asarray(~self.occupied.any(axis=0))
 
 
 def read_photometry(path: Path) -> Photometry:
@@ -97,7 +97,7 @@ def read_photometry(path: Path) -> Photometry:
     if (np.diff(time) <= 0).any():
         raise NoPhotometry(f"{path}: {TIME!r} must grow; sort the rows, and keep one of each time")
     occupied = occupied_by(time, known)
-    kept = ~outliers(flux, occupied.any(axis=0))
+    kept = ~outliers(flux, np.asarray(occupied.any(axis=0)))
     return Photometry(
         str(names[0]), time[kept], flux[kept], occupied[:, kept], known, table.privacy_unit, table.fingerprint
     )

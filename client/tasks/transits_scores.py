@@ -46,7 +46,7 @@ def known_error(mean: Tensor, real: Samples) -> dict[str, float]:
 
 def known_planets(mean: Tensor, spread: Tensor, known: Known, factor: float | None) -> dict[str, float]:
     """Return "real/<planet>/…" by planet: "radius_ratio", its conformal interval's "low" and "high", "published"."""
-    found = {}
+    found: dict[str, float] = {}
     for row, planet in enumerate(known.planets):
         values = {"radius_ratio": _ratio(mean[row, 0]), "published": planet.radius_ratio}
         if factor is not None:
