@@ -6,7 +6,11 @@ out (Goodfellow 2015, arXiv:1510.01799; Bu et al. 2023, arXiv:2210.00038). That 
 as one row. Where a unit passes it as several rows (tokens, a convolution's patches), terms may cancel and the same
 trick ("ghost norm") in float32 can find a norm far below that of the sum it bounds; there each unit's gradient is
 written out by one product of matrices, which takes less than having torch vectorise it, and let go again once its
-length is known where its factors are the smaller. All other weights' gradients are vectorised and written out.
+length is known where its factors are the smaller. All other weights' gradients are written out.
+
+Only the forward pass of a unit is vectorised, so no unit reaches another; then one backward pass over all units gives
+what each one's own copies of biases and other weights would have. It lets activations go as it comes past them, which
+`torch.func.grad` inside of `vmap` does not.
 """
 
 from collections.abc import Sequence
