@@ -72,7 +72,7 @@ def _table(world: str, columns: dict[str, NDArray[np.float64]], example: str) ->
         "licence": "CC0-1.0 (output of our own run; VPLanet and its examples are MIT)",
         "provenance": f"VPLanet 2.5.36, example {example}",
     }
-    key: dict[str, NDArray[Any]] = {"world": np.full(len(columns[TIME]), world, dtype=np.str_)}
+    key: dict[str, NDArray[Any]] = {"world": np.full(len(columns[TIME]), world)}
     units = {name: UNITS[name] for name in columns}
     return build_table(key | columns, units, "world", "world", attributes=attributes, where=world)
 

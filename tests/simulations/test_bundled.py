@@ -35,10 +35,11 @@ def test_seven_worlds_and_six_observatories_ship() -> None:
     ]
 
 
-def test_three_histories_ship() -> None:
-    assert [name for name in NAMES if "histories/" in name] == [
-        f"bundled:histories/{world}" for world in ("earth_interior", "trappist1_b", "trappist1_e")
-    ]
+def test_three_histories_ship_each_of_the_world_that_it_is_named_for() -> None:
+    histories = [name for name in NAMES if "histories/" in name]
+    assert histories == [f"bundled:histories/{world}" for world in ("earth_interior", "trappist1_b", "trappist1_e")]
+    for name in histories:
+        assert set(read_table(resolve_bundled(name)).text("world")) == {name.rpartition("/")[2]}
 
 
 def test_two_stars_ship() -> None:
