@@ -6,7 +6,6 @@ FOLDER holds vplanet_earth_interior.parquet, vplanet_trappist1_star.parquet, vpl
 vplanet_trappist1_e.parquet. Columns get this project's names and units; values stay as they are.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from astrofed.client.data.table import Table, build_table, write_table
+from astrofed.client.data.table import Table, build_table
 from astrofed.client.tasks.deep_time_histories import TIME, TIME_UNIT
 from astrofed.shared.models.history_layout import QUANTITIES
+from astrofed.simulations.importing import import_tables
 
 INTERIOR = {
     "mantle_temperature": "TMan[K]",
@@ -78,17 +78,8 @@ def _table(world: str, columns: dict[str, NDArray[np.float64]], example: str) ->
 
 
 def main(arguments: list[str]) -> int:
-    """Convert the histories; print each one's name, fingerprint, rows and bytes."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("source", type=Path)
-    parser.add_argument("target", type=Path, nargs="?", default=Path(__file__).parent / "data" / "histories")
-    given = parser.parse_args(arguments)
-    for name, table in convert(given.source).items():
-        path = given.target / f"{name}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_table(table, path)
-        sys.stdout.write(f"{name} {table.fingerprint} {len(table)} {path.stat().st_size}\n")
-    return 0
+    """Convert the histories; see `import_tables`."""
+    return import_tables(arguments, __doc__, "histories", convert)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ fluxes stay as they came. Epochs are none of the catalogue's columns: each is wh
 and radius fits the star's own flux best.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from astrofed.client.data.table import Table, build_table, write_table
+from astrofed.client.data.table import Table, build_table
 from astrofed.client.tasks.transits_photometry import (
     FLUX,
     KNOWN,
@@ -27,6 +26,7 @@ from astrofed.client.tasks.transits_photometry import (
     running_median,
 )
 from astrofed.client.tasks.transits_physics import Transit, light_curve, scaled_axis
+from astrofed.simulations.importing import import_tables
 
 STARS = {"k2_3": ("201367065", "K2-3"), "wasp_75": ("206154641", "WASP-75")}
 EXPOSURE_S = 1765.5  # Kepler's long cadence: 270 frames of 6.54 s (Kepler Archive Manual)
@@ -101,17 +101,8 @@ def _table(
 
 
 def main(arguments: list[str]) -> int:
-    """Convert the light curves; print each star's name, fingerprint, rows and bytes, and its planets' epochs."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("source", type=Path)
-    parser.add_argument("target", type=Path, nargs="?", default=Path(__file__).parent / "data" / "transits")
-    given = parser.parse_args(arguments)
-    for name, table in convert(given.source).items():
-        path = given.target / f"{name}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_table(table, path)
-        sys.stdout.write(f"{name} {table.fingerprint} {len(table)} {path.stat().st_size}\n")
-    return 0
+    """Convert the light curves; see `import_tables`."""
+    return import_tables(arguments, __doc__, "transits", convert)
 
 
 if __name__ == "__main__":

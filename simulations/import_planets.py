@@ -6,14 +6,14 @@ Kept are the columns a surrogate may learn from, its targets, and what tells a m
 limit flags, upper errors (absent for estimates) and the mass's provenance.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from astrofed.client.data.table import Table, build_table, write_table
+from astrofed.client.data.table import Table, build_table
+from astrofed.simulations.importing import import_tables
 
 FACILITIES = {
     "Kepler": "kepler",
@@ -99,16 +99,8 @@ def _attributes(site: str) -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Convert the table; print each site's name, fingerprint, rows and bytes."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("source", type=Path)
-    parser.add_argument("target", type=Path, nargs="?", default=Path(__file__).parent / "data" / "planets")
-    given = parser.parse_args(arguments)
-    for site, table in convert(given.source).items():
-        path = given.target / f"{site}.parquet"
-        write_table(table, path)
-        sys.stdout.write(f"{site} {table.fingerprint} {len(table)} {path.stat().st_size}\n")
-    return 0
+    """Convert the table; see `import_tables`."""
+    return import_tables(arguments, __doc__, "planets", convert)
 
 
 if __name__ == "__main__":
