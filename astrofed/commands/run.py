@@ -129,9 +129,9 @@ def _usual(mode: str | None, *, as_json: bool) -> Path:
     here, shipped = Path("configs") / name, Path(str(files("astrofed.configs"))) / name
     found = here if here.is_file() else shipped
     if not found.is_file():
+        ship = ", ".join(sorted(plan.stem for plan in shipped.parent.glob("*.toml")))
         raise PlanError(
-            f"no plan was given, and there is no {here} here, nor does a plan {name} ship with astrofed; give the path "
-            "of a plan"
+            f"no plan was given, and there is no {here} here; these ship with astrofed: {ship}; or give a plan's path"
         )
     console(as_json=as_json).print(f"plan: {found}", style="dim", soft_wrap=True)
     return found
