@@ -37,9 +37,8 @@ def _drawn_anew(own: TreeNoise[Any]) -> list[Any]:
 
 
 def _shared_out(own: Tree, total: Sums, deviation: float) -> Sums:
-    return _release(
-        own, total, deviation / height(own._rounds)
-    )  # of √height times the noise, that over √height is left
+    share = deviation / height(own._rounds)  # of √height times the noise, that over √height is left
+    return _release(own, total, share)
 
 
 def _first_charged_alone(own: Tree) -> None:

@@ -51,7 +51,7 @@ def run_privacy_bench(quick: bool) -> PrivacyResult:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        steps = [row for work in works() for row in step_rows(work, turns, memory=partial(_apart, work.name))]
+        steps = [row for work in works() for row in step_rows(work, turns, memory=partial(peaks_apart, work.name))]
     finally:
         torch.set_num_threads(threads)
     histories = list(HISTORIES.items())[: 3 if quick else None]
@@ -105,10 +105,6 @@ def step_rows(work: Work, turns: int, turn_s: float = TURN_S, memory: Memory = p
     order = (PLAIN, *ways)
     rows.sort(key=lambda row: order.index(row.runtime))
     return [replace(row, targets=_targets(work, row, rows, times)) if row.runtime == OURS else row for row in rows]
-
-
-def _apart(name: str, ways: Mapping[str, Steps]) -> Mapping[str, int | None]:
-    return peaks_apart(name)
 
 
 class _Looped(Rows):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from astrofed.simulations.bench.privacy import HISTORIES, epsilon_row, step_rows
+from astrofed.simulations.bench.privacy_memory import peaks_apart
 from astrofed.simulations.bench.privacy_peers import OURS, PLAIN
 from astrofed.simulations.bench.privacy_result import PrivacyResult
 from astrofed.simulations.bench.privacy_work import Work, works
@@ -52,6 +53,12 @@ def test_a_mode_that_is_wrong_or_can_not_is_no_peer(small: Work) -> None:
     assert notes[OURS] == "" and notes["Opacus hooks"] == "its units' gradients are wrong"
     ours = next(row for row in rows if row.runtime == OURS)
     assert ours.right and not any("hooks" in target.target for target in ours.targets)
+
+
+def test_memory_is_measured_in_a_process_of_its_own_for_the_ways_that_are_asked_for() -> None:
+    found = peaks_apart("attention block", [PLAIN, OURS])
+    assert list(found) == [PLAIN, OURS]
+    assert all(peak is None or peak > 10**5 for peak in found.values())
 
 
 def test_every_network_has_units_targets_and_a_finite_loss() -> None:
