@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from astrofed.server.checkpoint import FOLDER, load_checkpoint
 from astrofed.shared.errors import UserMistake
-from astrofed.shared.files import append_line, cannot_write, write_atomically
+from astrofed.shared.files import append_line, cannot_write, torn_files, write_atomically
 from astrofed.shared.plan import Plan
 from astrofed.shared.record import Round, Start
 
@@ -59,6 +59,7 @@ class RunRecord:
         """
         if plan.mode not in ("nas", "evolution"):  # whose search began in that folder, and saw that it was empty
             check_empty(folder)
+        _remove_torn_files(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -77,6 +78,7 @@ class RunRecord:
         """
         if not (folder / PLAN).is_file():
             return cls.create(folder, plan)
+        _remove_torn_files(folder)
         stored = read_plan(folder)
         different = differences(stored.to_dict(), plan.to_dict())
         if different:
@@ -118,14 +120,14 @@ class RunRecord:
 
 
 def check_empty(folder: Path) -> None:
-    """See that a run can begin in a folder: it is not there, or empty.
+    """See that a run can begin in a folder: it is not there, or empty but for what a killed process left unfinished.
 
     Raises:
         RunExists: it holds something.
         CannotWrite: it can't be looked into.
     """
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - torn_files(folder)):
             raise RunExists(f"{folder} is not empty; give another folder with --out, or go on with its run by --resume")
     except OSError as error:
         raise cannot_write(folder, error) from error
@@ -204,6 +206,11 @@ def _read(folder: Path) -> tuple[Start | None, list[Round], str, int]:
             rounds.append(entry)
         last, size = _digest(line), size + len(line) + 1
     return start, rounds, last, size
+
+
+def _remove_torn_files(folder: Path) -> None:
+    for path in torn_files(folder) | torn_files(folder / FOLDER):
+        path.unlink(missing_ok=True)
 
 
 def _has_checkpoint(folder: Path, entry: Round) -> bool:

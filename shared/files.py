@@ -48,6 +48,11 @@ def write_pieces_atomically(
             unfinished.unlink(missing_ok=True)
 
 
+def torn_files(folder: Path) -> set[Path]:
+    """Return what processes that were killed left of the files that they were writing into a folder atomically."""
+    return set(folder.glob(".*.unfinished"))
+
+
 def _private_opener(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 

@@ -1,7 +1,11 @@
 """The run record: chained, complete or not there, and what a resumed run may take over."""
 
 import json
+import os
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +21,7 @@ from astrofed.server.record import (
     read_record,
     verify_run,
 )
+from astrofed.shared.files import torn_files
 from astrofed.shared.plan import Plan, load_plan
 from astrofed.shared.record import Round, Start
 
@@ -92,6 +97,52 @@ def test_a_run_without_a_complete_round_begins_anew(tmp_path: Path, plan: Plan) 
 
 def test_resuming_where_nothing_is_begins(tmp_path: Path, plan: Plan) -> None:
     assert RunRecord.resume(tmp_path / "new", plan).rounds == []
+
+
+def dies(work: Callable[[], object], at: int) -> bool:
+    """Do something in a process that is gone at its Nth call that makes a file last or gives it its name."""
+    child = os.fork()
+    if not child:
+        calls = count(1)
+
+        def or_die(call: Callable[..., Any]) -> Callable[..., Any]:
+            def called(*args: Any) -> Any:
+                if next(calls) == at:
+                    os._exit(9)
+                return call(*args)
+
+            return called
+
+        os.fsync, os.replace = or_die(os.fsync), or_die(os.replace)
+        Path.replace = or_die(Path.replace)  # type: ignore[method-assign]
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+@pytest.mark.parametrize("again", [RunRecord.resume, RunRecord.create])
+def test_a_run_that_was_killed_while_it_wrote_goes_on(
+    tmp_path: Path, plan: Plan, again: Callable[[Path, Plan], RunRecord]
+) -> None:
+    """The plan is fsynced, renamed, and its folder fsynced: until it has its name nothing was begun."""
+    for at in count(1):
+        run = tmp_path / str(at)
+        if not dies(lambda run=run: fill(RunRecord.resume(run, plan), 2), at):
+            break
+        if again == RunRecord.create and (run / "plan.toml").is_file():
+            with pytest.raises(RunExists):
+                RunRecord.create(run, plan)
+        else:
+            record = again(run, plan)
+            rounds = [entry.round for entry in record.rounds]
+            assert rounds == list(range(len(rounds)))
+            assert not torn_files(run) | torn_files(run / "checkpoints")
+            if not rounds:
+                fill(record, 2)
+            assert verify_run(run).rounds == len(record.rounds)
+    assert at > 9
 
 
 @pytest.mark.parametrize("line", [1, 2, 3])
