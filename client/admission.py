@@ -142,9 +142,32 @@ def _data(plan: Plan, site: Site, rules: DataRules) -> list[str]:
         found.append(f"epsilon {privacy.epsilon:g} is asked for, at most {rules.epsilon:g} is allowed")
     if privacy.delta > rules.delta:
         found.append(f"delta {privacy.delta:g} is asked for, at most {rules.delta:g} is allowed")
+    found += _sharing(plan, site, rules)
     if site.home is None and site.role == "train":
         found.append("the site has no home folder, and so no ledger to hold private training to")
     return found
+
+
+def _sharing(plan: Plan, site: Site, rules: DataRules) -> list[str]:
+    """Return what stands against noise that is shared with the plan's other training participants."""
+    if plan.privacy is None or plan.privacy.shared_noise is None or site.role != "train":
+        return []
+    asked, allowed = plan.privacy.shared_noise.colluding, rules.shared_noise
+    if allowed is None:
+        return ["noise is to be shared with other sites, which is not allowed (shared_noise)"]
+    if asked < allowed.colluding:
+        return [
+            f"shared noise is to withstand {asked} colluding sites, at least {allowed.colluding} are to be withstood"
+        ]
+    if rules.max_update_norm is not None:
+        return ["updates with shared noise are far longer than without, so max_update_norm can't be held"]
+    assert site.policy is not None
+    known = {site.name, *(peer.name for peer in site.policy.peers), *(site.peers.public if site.peers else ())}
+    return [
+        f"noise is to be shared with {shown(each.name)}, whose key is not among the policy's peers"
+        for each in plan.trainers
+        if each.name not in known
+    ]
 
 
 def _hours(rules: DataRules, now: datetime | None) -> list[str]:

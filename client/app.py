@@ -165,6 +165,7 @@ def _train(request: Request) -> Cleared:
         round=number,
         seed=derive_seed(request.plan.seed, "train", number, task.site.name),
         proximal_mu=float(str(request.settings.get("proximal-mu", 0.0))),
+        noise_turn=str(request.settings.get("noise-turn", "")),
     )
     mark = gate.mark()
     with placed(model, request.site.device):
@@ -188,7 +189,7 @@ def _evaluate(request: Request) -> Cleared:
 _HANDLERS: Mapping[str, Handler] = {  # every kind of request, by Flower's message type; what isn't here is not answered
     "query.enrol": Handler(_enrol),
     "query.statistics": Handler(_statistics),
-    "train": Handler(_train, ("server-round", "statistics", "proximal-mu")),
+    "train": Handler(_train, ("server-round", "statistics", "proximal-mu", "noise-turn")),
     "evaluate": Handler(_evaluate, ("server-round", "statistics", "with-baselines", "metrics", "proximal-mu")),
 }
 

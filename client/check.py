@@ -60,4 +60,11 @@ def _asked(plan: Plan, site: Site) -> list[str]:
     amount = (
         f"epsilon {privacy.epsilon:g}" if privacy.epsilon else f"a noise multiplier of {privacy.noise_multiplier:g}"
     )
-    return [*lines, f"with differential privacy for each {privacy.unit}: {amount}, delta {privacy.delta:g}"]
+    lines.append(f"with differential privacy for each {privacy.unit}: {amount}, delta {privacy.delta:g}")
+    if privacy.shared_noise is not None:
+        others = ", ".join(each.name for each in plan.trainers if each.name != site.name)
+        lines.append(
+            f"the noise shared with {others}: epsilon holds where at most {privacy.shared_noise.colluding} of all "
+            "pass on what they know"
+        )
+    return lines

@@ -62,7 +62,15 @@ class Gate:
         """Clear what a site tells when it enrols; with a policy counts, a fingerprint and what a unit is called."""
         if self._rules is not None:
             summary = self._discreet(summary, self._rules)
-        return Cleared(RecordDict({"site": ConfigRecord(asdict(summary))}))
+        pairs = self._noise_pairs()
+        return Cleared(RecordDict({"site": ConfigRecord(asdict(summary) | ({"noise_pairs": pairs} if pairs else {}))}))
+
+    def _noise_pairs(self) -> list[str]:
+        """Return by what the coordinator sees that sites which share noise have each other's keys."""
+        peers, own = self._site.peers, self._site.name
+        if not self._plan.shares_noise or peers is None or self._site.role != "train":
+            return []
+        return peers.check_values(each.name for each in self._plan.trainers if each.name != own)
 
     def statistics(self, arrays: Mapping[str, NDArray[np.float64]]) -> Cleared:
         """Clear statistics for standardisation; with a policy only where all that the task has are on its list."""

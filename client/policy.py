@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from astrofed.shared.errors import UserMistake
-from astrofed.shared.plan import Name, Positive, Section
+from astrofed.shared.plan import Name, Positive, Section, SharedNoise
 from astrofed.shared.registry import normalise
 from astrofed.shared.toml_file import as_model, read_toml
 
@@ -35,6 +35,15 @@ class Coordinator(Section):
     name: Name
     public_key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """Ed25519, 32 bytes in hexadecimal digits."""
+
+
+class Peer(Section):
+    """Another site, with which this one may share noise: whoever has that key."""
+
+    name: Name
+    """As plans name it."""
+    public_key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """X25519, 32 bytes in hexadecimal digits; `astrofed client noise-key` prints it at that site."""
 
 
 class MetricNoise(Section):
@@ -58,6 +67,8 @@ class DataRules(Section):
     epsilon: Positive = 1.0
     """What all private training and noisy metrics on the dataset may ever come to, at `delta`, over all runs."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-6
+    shared_noise: SharedNoise | None = None
+    """Allows noise that is shared with the peers, where the plan withstands at least so many colluding ones."""
     max_rounds: Annotated[int, Field(ge=1)] = 50
     hours: tuple[str, ...] = ()
     """When requests are answered, by this machine's clock, such as "22:00-06:00"; empty: at any time."""
@@ -108,6 +119,8 @@ class Policy(Section):
 
     coordinators: tuple[Coordinator, ...] = ()
     """Whose plans are looked at at all; who is not here is refused by the client service."""
+    peers: tuple[Peer, ...] = ()
+    """With whom noise may be shared (`shared_noise`)."""
     modes: tuple[Mode, ...] = ()
     tasks: tuple[Name, ...] = ()
     models: tuple[Name, ...] = ()
@@ -133,10 +146,15 @@ class Policy(Section):
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
-        keys = [coordinator.public_key for coordinator in self.coordinators]
-        twice = next((c.name for c in self.coordinators if keys.count(c.public_key) > 1), None)
+        for kind, known in (("coordinators", self.coordinators), ("peers", self.peers)):
+            keys = [each.public_key for each in known]
+            twice = next((each.name for each in known if keys.count(each.public_key) > 1), None)
+            if twice is not None:
+                raise ValueError(f"{kind}: the public key of {twice!r} stands twice")
+        names = [peer.name for peer in self.peers]
+        twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise ValueError(f"coordinators: the public key of {twice!r} stands twice")
+            raise ValueError(f"peers: the name {twice!r} stands twice")
         return self
 
     @classmethod

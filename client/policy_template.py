@@ -23,11 +23,18 @@ plugins = ["astrofed"]
 
 # Whose plans are looked at at all. Compare a key's fingerprint over the telephone before you write it down here.
 {coordinators}
+# With whom noise may be shared, so that less of it is needed (data.shared_noise below). The other site's operator gets
+# the key from `astrofed client noise-key`; compare it over a channel that is not the coordinator's.
+# [[peers]]
+# name = "kepler"
+# public_key = "64 hexadecimal digits (X25519)"
+
 # Rules for every dataset that has none of its own below.
 [data]
 privacy = "required"      # a plan must train with differential privacy; "optional" lets updates leave without noise
 epsilon = 1.0             # all runs together, for ever: the ledger holds it. Smaller is more private
 delta = 1e-6              # below one over the number of your planets, worlds or customers
+# shared_noise = {{ colluding = 1 }}   # noise may be shared with the peers, if one of them may tell all that it knows
 max_rounds = 50
 hours = []                # such as ["22:00-06:00"], by this machine's clock; empty: at any time
 metrics = []              # what may be told of held-out data, such as ["loss", "rmse/*"]; a coordinator that gets no

@@ -14,6 +14,8 @@ def in_words(policy: Policy) -> list[str]:
     ]
     if not (policy.modes and policy.tasks and policy.models):
         lines.append("so no plan is let in: name at least one mode, one task and one model")
+    if policy.peers:
+        lines.append(f"peers: {_listed([f'{each.name} ({each.public_key[:16]}…)' for each in policy.peers])}")
     lines += [f"any dataset: {line}" for line in rules_in_words(policy.data)]
     for name, rules in policy.datasets.items():
         lines += [f"dataset {name} ({rules.path}): {line}" for line in rules_in_words(rules)]
@@ -27,6 +29,8 @@ def rules_in_words(rules: DataRules) -> list[str]:
         lines = [f"trained on only with differential privacy, within {budget}"]
     else:
         lines = [f"trained on also without differential privacy; with it, within {budget}"]
+    if rules.shared_noise is not None:
+        lines.append(f"noise may be shared with the peers, if {rules.shared_noise.colluding} or more may collude")
     hours = f", during {' and '.join(rules.hours)}" if rules.hours else ""
     length = f", updates at most {rules.max_update_norm:g} long" if rules.max_update_norm is not None else ""
     lines.append(f"at most {rules.max_rounds} rounds a run{hours}{length}")

@@ -6,8 +6,8 @@ and of all others only that there was one. The whole text goes to the site's own
 
 import logging
 
-from astrofed.client.privacy.mistakes import BudgetSpent
-from astrofed.client.privacy.refusals import CouplesUnits, KeepsData, NotWithPrivacy, WrongPrivacyUnit
+from astrofed.client.privacy.mistakes import BudgetSpent, TurnUsed
+from astrofed.client.privacy.refusals import CouplesUnits, KeepsData, NoTurn, NotWithPrivacy, WrongPrivacyUnit
 from astrofed.client.site import Site
 from astrofed.shared.errors import UserMistake
 from astrofed.shared.plan import PlanError
@@ -40,6 +40,8 @@ _SAID = (
     UnknownPlugin,
     BudgetSpent,
     BudgetUnreachable,
+    TurnUsed,
+    NoTurn,
     CouplesUnits,
     NotWithPrivacy,
     KeepsData,

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from astrofed.client.policy import Policy
+    from astrofed.client.privacy.noise_keys import Peers
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,9 @@ class Site:
 
     `corrupt_inputs` and `corrupt_targets` are set only by simulations, for data-poisoning attacks: they map
     dimensionless training inputs and targets, samples first, to the poisoned ones. `device` is where models are trained
-    and evaluated, as the machine's operator has it. `home` is None where nothing may be
-    kept (a dry check). `policy` is what the site allows; None only in simulations, where sites do what the plan says.
+    and evaluated, as the machine's operator has it. `home` is None where nothing may be kept (a dry check). `policy` is
+    what the site allows; None only in simulations, where sites do what the plan says. `peers` are the keys by which
+    noise is shared with other sites.
     """
 
     name: str
@@ -26,6 +28,7 @@ class Site:
     role: Literal["train", "evaluate"] = "train"
     home: Path | None = None
     policy: "Policy | None" = field(default=None, hash=False)
+    peers: "Peers | None" = None
     corrupt_inputs: "Callable[[Tensor], Tensor] | None" = None
     corrupt_targets: "Callable[[Tensor], Tensor] | None" = None
     device: str = "cpu"

@@ -26,6 +26,7 @@ class TrainInstruction:
     round: int  # from 1
     seed: int  # derived from the plan's seed, the round and the site's name
     proximal_mu: float = 0.0  # FedProx's penalty on the distance to the global model
+    noise_turn: str = ""  # under which noise is drawn that sites share
 
 
 @dataclass(frozen=True)

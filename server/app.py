@@ -15,7 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from astrofed.server.beginning import STATISTICS, Beginning
 from astrofed.server.checkpoint import MODEL, load_arrays, save_arrays
-from astrofed.server.enrolment import NotEnrolled, Roster, Statistics, enrol, gather_statistics
+from astrofed.server.enrolment import NotEnrolled, Roster, Statistics, check_pairs, enrol, gather_statistics
 from astrofed.server.evolution.run import evolved
 from astrofed.server.federation import Federation, Observer
 from astrofed.server.membership import everybody
@@ -99,6 +99,8 @@ def run_federation(grid: Grid, settings: Settings, observer: Observer) -> None:
 
 def _train(grid: Grid, settings: Settings, observer: Observer) -> None:
     plan = settings.plan
+    if plan.shares_noise:
+        settings = replace(settings, quorum=None)  # with fewer no round could change anything
     if settings.quorum is None and plan.strategy.membership == "open":
         settings = replace(settings, quorum=plan.strategy.quorum)
     opened = RunRecord.resume if settings.resume else RunRecord.create
@@ -107,6 +109,7 @@ def _train(grid: Grid, settings: Settings, observer: Observer) -> None:
     begun = settings.beginning or Beginning()
     initial = begun.weights({name: tensor.numpy() for name, tensor in build_model(plan).state_dict().items()})
     roster, refused = enrol(grid, plan, settings.quorum)
+    check_pairs(plan, roster)
     start = Start(
         previous=record.previous,
         time=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,23 @@ def _read(reply: Message, plan: Plan) -> Enrolled | str:
     if site.participant not in {participant.name for participant in plan.participants}:
         return f"{site.participant!r} is not in the plan"
     return site
+
+
+def check_pairs(plan: Plan, roster: Roster) -> None:
+    """See that participants who share noise have each other's keys: with other keys their noise would not cancel.
+
+    Raises:
+        NotEnrolled: two have not.
+    """
+    if not plan.shares_noise:
+        return
+    said = {site.participant: dict(line.rpartition("=")[::2] for line in site.noise_pairs) for site in roster.enrolled}
+    for one, other in combinations((each.name for each in plan.trainers if each.name in said), 2):
+        if said[one].get(other) is None or said[one].get(other) != said[other].get(one):
+            raise NotEnrolled(
+                f"{one} and {other} can't share noise: one of them has another key than the other's in its policy's "
+                "[[peers]]; compare both with what `astrofed client noise-key` prints at the two sites"
+            )
 
 
 def gather_statistics(grid: Grid, plan: Plan, roster: Roster) -> tuple[Statistics, tuple[Quarantine, ...]]:

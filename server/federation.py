@@ -7,6 +7,7 @@ This one calls the same hooks of the strategy (`configure_train`, `aggregate_tra
 
 import gc
 import random
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -187,10 +188,12 @@ class Federation:
         return self._evaluated(number, entry | {"bytes": _size(messages) + _size(found.replies)})
 
     def _ask_to_train(self, number: int, nodes: Sequence[int]) -> list[Message]:
-        arrays = from_numpy(self.model)
+        arrays, config = from_numpy(self.model), self._config(number)
+        if self.plan.shares_noise:
+            config["noise-turn"] = secrets.token_hex(16)  # a round that is repeated is another turn
         with self._guard("configure_train", number):
             view = GridView(self.grid, nodes)
-            return list(self.strategy.configure_train(number, arrays, self._config(number), view))
+            return list(self.strategy.configure_train(number, arrays, config, view))
 
     def _evaluated(self, number: int, entry: dict[str, Any]) -> dict[str, Any]:
         if number % self.plan.evaluate_every == 0 or number == self.plan.rounds:
@@ -201,8 +204,9 @@ class Federation:
         """Aggregate what is usable and make it the model; return what the record says of it."""
         plan, skipped = self.plan, None
         metrics: MetricRecord | None = None
-        if len(accepted) < plan.strategy.quorum and not self._discreet:
-            skipped = f"{len(accepted)} usable replies; the quorum is {plan.strategy.quorum}"
+        if len(accepted) < plan.needed_replies and not self._discreet:
+            shared = ": noise that all share is gone only from the mean of all" if plan.shares_noise else ""
+            skipped = f"{len(accepted)} usable replies; the quorum is {plan.needed_replies}{shared}"
         else:
             with self._guard("aggregate_train", number):
                 result, metrics = self.strategy.aggregate_train(number, accepted)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from astrofed.server.privacy.conditions import against_whom
 from astrofed.server.report_numbers import figure, listed, relation
 from astrofed.server.report_participation import kept_out, used
 from astrofed.server.report_run import Run, robust_pipeline
@@ -115,6 +116,9 @@ def _model_readers(plan: Plan) -> Guarantee:
         f"Differential privacy for each {plan.privacy.unit} in a site's training data, with the ε and δ listed under "
         "Privacy. Scores on held-out data are not covered."
     )
+    if plan.shares_noise:
+        shared = against_whom(plan)
+        text += f" {shared[0].upper()}{shared[1:]}."
     return Guarantee(who, True, text)
 
 
@@ -122,6 +126,8 @@ def _coordinator(plan: Plan) -> Guarantee:
     who, sees = "a curious coordinator", "It sees each site's updates singly"
     if plan.privacy is None:
         return Guarantee(who, False, f"{sees} and in the clear.")
+    if plan.shares_noise:
+        return Guarantee(who, True, f"{sees}, under noise of which most is gone from their sum alone.")
     return Guarantee(who, True, f"{sees}, but with the noise of differential privacy already in them.")
 
 

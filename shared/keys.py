@@ -70,7 +70,7 @@ def read_node_key(path: Path) -> NodeKey:
     Raises:
         KeyUnusable: it is missing, not a P-384 key, or can be read by others.
     """
-    key = _read_private(path)
+    key = read_private(path)
     if not isinstance(key, NodeKey) or not isinstance(key.curve, ec.SECP384R1):
         raise KeyUnusable(f"{path} holds no P-384 key; node keys are made by `astrofed client init`")
     return key
@@ -82,7 +82,7 @@ def read_plan_key(path: Path) -> Ed25519PrivateKey:
     Raises:
         KeyUnusable: it is missing, not an Ed25519 key, or can be read by others.
     """
-    key = _read_private(path)
+    key = read_private(path)
     if not isinstance(key, Ed25519PrivateKey):
         raise KeyUnusable(f"{path} holds no Ed25519 key; plan keys are made by `astrofed server init`")
     return key
@@ -122,7 +122,12 @@ def grouped(digest: str) -> str:
     return " ".join(digest[start : start + 4] for start in range(0, 32, 4))
 
 
-def _read_private(path: Path) -> object:
+def read_private(path: Path) -> object:
+    """Return the private key of any kind in a PEM file.
+
+    Raises:
+        KeyUnusable: it is missing, can be read by others, or holds none.
+    """
     try:
         mode = path.stat().st_mode
         if stat.S_IMODE(mode) & 0o077:

@@ -19,14 +19,14 @@ from astrofed.shared.overrides import apply_override
 from astrofed.shared.plan_base import Fraction, Name, Named, PlanError, Positive, Section, Value
 from astrofed.shared.plan_evolution import Evolution
 from astrofed.shared.plan_modes import Customer, Meta, Search
-from astrofed.shared.plan_privacy import CentralPrivacy, Privacy, not_with_privacy
+from astrofed.shared.plan_privacy import CentralPrivacy, Privacy, SharedNoise, not_with_privacy, not_with_shared_noise
 from astrofed.shared.plan_training import Physics, Training
 from astrofed.shared.toml_file import as_model, read_toml
 
 __all__ = [
     "CentralPrivacy", "Customer", "Engine", "Evolution", "Fraction", "Meta", "Name", "Named", "OptionsT", "Participant",
-    "Physics", "Plan", "PlanError", "Positive", "Privacy", "Search", "Section", "Strategy", "Training", "Value",
-    "check_options", "load_plan", "plan_from_json",
+    "Physics", "Plan", "PlanError", "Positive", "Privacy", "Search", "Section", "SharedNoise", "Strategy", "Training",
+    "Value", "check_options", "load_plan", "plan_from_json",
 ]  # fmt: skip
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
 
@@ -117,6 +117,8 @@ class Plan(Section):
                 "use mode = 'federated' or `astrofed train`, which keeps the first"
             )
         mistake = not_with_privacy(self.training) if self.privacy is not None else None
+        if mistake is None and self.privacy is not None and self.privacy.shared_noise is not None:
+            mistake = not_with_shared_noise(self.privacy.shared_noise, self.training, len(trainers))
         if mistake is not None:
             raise ValueError(mistake)
         self._check_search()
@@ -150,6 +152,16 @@ class Plan(Section):
     def trainers(self) -> tuple[Participant, ...]:
         """The participants that train, in the plan's order."""
         return tuple(p for p in self.participants if p.role == "train")
+
+    @property
+    def needed_replies(self) -> int:
+        """How many updates a round needs: the strategy's quorum, or all where noise is shared."""
+        return len(self.trainers) if self.shares_noise else self.strategy.quorum
+
+    @property
+    def shares_noise(self) -> bool:
+        """Whether the training participants share the noise that hides their data."""
+        return self.privacy is not None and self.privacy.shared_noise is not None
 
     def to_json(self) -> str:
         """Return the resolved plan as compact JSON, the form in which it travels."""

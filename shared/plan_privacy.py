@@ -8,6 +8,16 @@ from astrofed.shared.plan_base import Fraction, Positive, Section
 from astrofed.shared.plan_training import Training
 
 
+class SharedNoise(Section):
+    """Noise that the training participants share, so that their mean carries no more than one holder of all data needs.
+
+    For strategy "robust" with rule "mean", one step a round, and `noise_multiplier`, which is that of the whole.
+    """
+
+    colluding: Annotated[int, Field(ge=0)]
+    """So many participants may tell all that they know, or add no noise; with 0 epsilon holds against none of them."""
+
+
 class Privacy(Section):
     """Differential privacy at each participant: give `epsilon` (the noise is found) or `noise_multiplier`."""
 
@@ -23,6 +33,7 @@ class Privacy(Section):
     micro_batch: Annotated[int, Field(ge=1)] | None = None
     """Units whose gradients are in memory at once (samples, where units have many); by default a few hundred MB."""
     sampling: Literal["poisson"] = "poisson"
+    shared_noise: SharedNoise | None = None
     unit: str
 
     @model_validator(mode="after")
@@ -31,6 +42,11 @@ class Privacy(Section):
             raise ValueError("give exactly one of epsilon and noise_multiplier")
         if self.clipping != "adaptive" and self.clipping_quantile != 0.5:
             raise ValueError("clipping_quantile is for clipping = 'adaptive'; set that, or leave the quantile out")
+        if self.shared_noise is not None and (self.noise_multiplier is None or self.clipping == "adaptive"):
+            raise ValueError(
+                "shared_noise counts on the same noise at every site: give noise_multiplier in place of epsilon, and "
+                "no adaptive clipping (`astrofed client check` says which epsilon a site comes to)"
+            )
         return self
 
     @field_validator("sampling", mode="before")
@@ -81,6 +97,29 @@ class CentralPrivacy(Section):
         if self.clipping != "adaptive" and self.clipping_quantile != 0.5:
             raise ValueError("clipping_quantile is for clipping = 'adaptive'; set that, or leave the quantile out")
         return self
+
+
+def not_with_shared_noise(shared: SharedNoise, training: Training, trainers: int) -> str | None:
+    """Say why so many participants that train so can't share noise; None where they can."""
+    if trainers < 2 or shared.colluding > trainers - 2:
+        most = f"at most {trainers - 2} of {trainers}" if trainers > 2 else "none of 2"
+        return (
+            "privacy.shared_noise: one training participant has nobody to share noise with; remove it"
+            if trainers < 2
+            else f"privacy.shared_noise.colluding: {shared.colluding} would leave a participant alone with its noise; "
+            f"{most} may collude"
+        )
+    if training.max_steps != 1:
+        return (
+            "privacy.shared_noise: sites' steps must add up to one step of all of them: set training.max_steps = 1, "
+            "and give as many rounds as there are to be steps"
+        )
+    if training.optimizer != "sgd":
+        return (
+            f"privacy.shared_noise: optimizer {training.optimizer!r} does not just scale a gradient, so the noise of "
+            "two sites would not cancel; set training.optimizer = 'sgd'"
+        )
+    return None
 
 
 def not_with_privacy(training: Training) -> str | None:

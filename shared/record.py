@@ -24,6 +24,8 @@ class Enrolled(_Line):
     unit: str
     fingerprint: str
     description: str
+    noise_pairs: tuple[str, ...] = ()
+    """Of each participant that noise is shared with: its name, "=", and what both must say alike."""
 
 
 class Quarantine(_Line):

@@ -5,6 +5,7 @@ from astrofed.client.meta.episodes import kind_of
 from astrofed.client.meta.task import few_shot_of
 from astrofed.client.task import Task
 from astrofed.server.evolution.plans import check_evolution
+from astrofed.server.privacy.conditions import against_whom
 from astrofed.server.search.space import check_space
 from astrofed.server.strategies.build import build_strategy, check_guarantee
 from astrofed.shared import registry
@@ -98,10 +99,11 @@ def _privacy(plan: Plan, task: type[Task]) -> list[str]:
     budget = (
         f"epsilon at most {privacy.epsilon:g}" if privacy.epsilon else f"noise multiplier {privacy.noise_multiplier:g}"
     )
-    return [
+    told = [
         f"each participant's updates over the whole run: differential privacy per {privacy.unit}, {budget}, "
         f"delta {privacy.delta:g} (metrics on held-out data are not covered)"
     ]
+    return [*told, against_whom(plan)] if plan.shares_noise else told
 
 
 def _mode(plan: Plan, task: type[Task], model: Model) -> list[str]:

@@ -14,7 +14,7 @@ from astrofed.simulations.compatibility import check_plan
 
 MODES: tuple[str, ...] = get_args(Plan.model_fields["mode"].annotation)
 ENGINES: tuple[str, ...] = get_args(Engine.model_fields["name"].annotation)
-Privacy = Literal["none", "at the site", "at the server"]
+Privacy = Literal["none", "at the site", "shared by the sites", "at the server"]
 PRIVACY: tuple[Privacy, ...] = get_args(Privacy)
 SITES = 9
 _SITE = {"unit": "star", "noise_multiplier": 1.0, "delta": 1e-5}
@@ -96,6 +96,9 @@ def plan_for(mode: str, strategy: Mapping[str, Any], privacy: Privacy, engine: s
         plan["evolution"] = {"keys": {"training.learning_rate": {"low": 1e-4, "high": 1e-2}}}
     if privacy == "at the site":
         plan["privacy"] = _SITE
+    if privacy == "shared by the sites":
+        plan["privacy"] = {**_SITE, "shared_noise": {"colluding": 0}}
+        plan["training"] = {"max_steps": 1, "optimizer": "sgd"}
     if privacy == "at the server":
         plan["central_privacy"] = _SERVER
     return plan
@@ -136,7 +139,8 @@ kind of privacy and engine was given to the plan check, with {SITES} training si
 lying where a rule takes `f`. What is refused is refused before any data are read, with the reason that stands here.
 Real sites are those of `astrofed server submit`, which makes the same check, looks at no `[engine]`, and refuses
 `participants.*.attack` besides; asynchronous rounds (`strategy.buffer`) and open membership run there too.
-Privacy "at the site" is DP-SGD (`[privacy]`), "at the server" is `[central_privacy]`.
+Privacy "at the site" is DP-SGD (`[privacy]`), "shared by the sites" the same with noise that cancels but for one site's
+(`[privacy.shared_noise]`), "at the server" is `[central_privacy]`.
 """
 
 

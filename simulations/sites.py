@@ -11,6 +11,7 @@ from flwr.clientapp import ClientApp
 
 from astrofed.client.app import build_client_app
 from astrofed.client.policy import Policy
+from astrofed.client.privacy.noise_keys import Peers, noise_key, public_digits
 from astrofed.client.site import Site
 from astrofed.shared import registry
 from astrofed.shared.errors import UserMistake
@@ -37,10 +38,20 @@ def open_simulated_site(plan: Plan, index: int, run: Path | None, device: str = 
         role=participant.role,
         home=run / HOMES / folder_name(participant.name) if run is not None else None,
         policy=Policy.load(Path(participant.policy)) if participant.policy is not None else None,
+        peers=_peers(plan, participant.name, run) if run is not None else None,
         corrupt_inputs=poison.corrupt_inputs if poison is not None else None,
         corrupt_targets=poison.corrupt_targets if poison is not None else None,
         device=device,
     )
+
+
+def _peers(plan: Plan, name: str, run: Path) -> Peers | None:
+    """Return the keys of all that share noise; they are made in the sites' homes."""
+    if not plan.shares_noise:
+        return None
+    homes = {each.name: run / HOMES / folder_name(each.name) for each in plan.trainers}
+    keys = {other: public_digits(noise_key(home)) for other, home in homes.items() if other != name}
+    return Peers(homes[name], keys) if name in homes else None
 
 
 def data_path(participant: Participant) -> Path:

@@ -49,6 +49,7 @@ app.command(epilog=f"{_example} init home --name kepler --contact ops@example.or
     site.init
 )
 app.command(epilog=f"{_example} join welcome.json home")(site.join)
+app.command("noise-key", epilog=f"{_example} noise-key home >> other-home/policy.toml")(site.show_noise_key)
 app.command(epilog=f"{_example} start home")(site.start)
 
 

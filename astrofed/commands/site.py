@@ -1,5 +1,6 @@
 """`astrofed client init`, `join` and `start`: a site's part in federations on real machines."""
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +56,23 @@ def join(
     if fingerprint is not None:
         check_fingerprint(fingerprint, _ask(read.coordinator, fingerprint) if expected is None else expected)
     _say_all(take_welcome(found, read))
+
+
+def show_noise_key(home: Folder = HERE) -> None:
+    """Show this site's entry for other sites' policies: its name, and the public key by which they share noise with it.
+
+    The first time the key is made. Let each operator compare it over a channel that is not the coordinator's.
+    """
+    from astrofed.client.privacy.noise_keys import noise_key, public_digits
+    from astrofed.client.service.home import Home
+
+    name = Home.open(home).site_name
+    console().print(
+        f"[[peers]]\nname = {json.dumps(name)}\npublic_key = {json.dumps(public_digits(noise_key(home)))}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def start(home: Folder = HERE) -> None:

@@ -2,8 +2,9 @@
 
 Each step draws every unit with the same probability (Poisson sampling), takes each drawn unit's own gradient, clips it,
 sums, adds Gaussian noise and divides by the expected, never the actual, number of units; where none was drawn, the step
-is noise alone. Averaging is Opacus'; noise and sampling come from a cryptographic generator. What doesn't depend on
-data (weight decay, FedProx's penalty) stands outside the clipped sum and costs nothing.
+is noise alone. Sites that share noise all divide by the plan's batch size, so that what they share cancels in the mean.
+Averaging is Opacus'; noise and sampling come from a cryptographic generator. What doesn't depend on data (weight decay,
+FedProx's penalty) stands outside the clipped sum and costs nothing.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from astrofed.client.devices import device_of, seeded_on
 from astrofed.client.optimizers import make_optimizer
 from astrofed.client.privacy.clipping import Flat
 from astrofed.client.privacy.refusals import buffers, check_buffers, check_private
+from astrofed.client.privacy.shared_noise import SharedNoise
 from astrofed.client.privacy.units import Chosen, Population
 from astrofed.client.task import TrainInstruction
 from astrofed.client.training import TrainingDiverged, learning_rate
@@ -34,6 +36,7 @@ class Mechanism:
 
     event: Event  # noise, sampling and number of steps
     clipping: Flat  # or one of its kinds
+    shared: SharedNoise | None = None  # how the noise is shared with other sites, if it is
 
 
 def sampling(training: Training, units: int) -> tuple[float, int]:
@@ -74,7 +77,7 @@ def train_privately(
     check_private(model, training)
     random = randomness if randomness is not None else Randomness()
     event, clipping, before = mechanism.event, mechanism.clipping, buffers(model)
-    expected = event.sample_rate * len(units)
+    expected = event.sample_rate * len(units) if mechanism.shared is None else float(training.batch_size)
     optimizer = _optimizer(model, training, instruction, rounds, mechanism, expected, random)
     model.train()
     draws = any(isinstance(layer, nn.modules.dropout._DropoutNd) for layer in model.modules())
@@ -133,7 +136,7 @@ class _NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
             max_grad_norm=mechanism.clipping.norm,
             expected_batch_size=expected,
         )
-        self._clipping, self._random = mechanism.clipping, random
+        self._clipping, self._random, self._shared = mechanism.clipping, random, mechanism.shared
 
     def take(self, sums: Tensor, parts: list[Tensor]) -> None:
         """Take the sums of the next step [number], and the parts of them that are each parameter's."""
@@ -153,7 +156,10 @@ class _NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
         """Add noise to the sum of clipped gradients, where it lies; it then is each parameter's `grad`."""
         multiplier = self._clipping.noise_multiplier(self.noise_multiplier, self.expected_batch_size)
         sums = self.sums.cpu()  # the same memory on a CPU, where the cryptographic generator is
-        self._random.hide(sums, multiplier * self._clipping.norm)
+        if self._shared is not None:
+            self._shared.hide(sums, multiplier * self._clipping.norm, self._random)
+        else:
+            self._random.hide(sums, multiplier * self._clipping.norm)
         if sums is not self.sums:
             self.sums.copy_(sums)
         for parameter in self.params:

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from astrofed.client.privacy.ledger_rows import Book, Row
 from astrofed.client.privacy.ledger_store import FILE, Store, now
-from astrofed.client.privacy.mistakes import AlreadySettled, BudgetSpent
+from astrofed.client.privacy.mistakes import AlreadySettled, BudgetSpent, TurnUsed
 from astrofed.shared.privacy.events import Event, Expense
 
 __all__ = ["FILE", "BudgetSpent", "Expense", "Ledger"]
@@ -53,8 +53,14 @@ class Ledger:
 
         Raises:
             BudgetSpent: it doesn't fit into what is left; nothing is written.
+            TurnUsed: a round was reserved under its turn before; nothing is written.
         """
         with self._store.transaction() as transaction:
+            if expense.turn and any(row.note == expense.turn for row in transaction.book.reserved.values()):
+                raise TurnUsed(
+                    f"noise was drawn under turn {expense.turn} before, and a second message would show what both "
+                    "hide; a coordinator that repeats a round must name another turn"
+                )
             if budget is not None:
                 _check(_events(transaction.book, expense.dataset), expense, budget, delta)
             transaction.add(_row(transaction.next, "reserve", expense, expense.event.steps, None, delta, budget))
@@ -129,6 +135,7 @@ def _row(
         steps=int(steps),
         delta=None if delta is None else float(delta),
         budget=None if budget is None else float(budget),
+        note=expense.turn if kind == "reserve" else "",
     )
 
 

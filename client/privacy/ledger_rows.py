@@ -65,7 +65,7 @@ class Row:
     steps: int = 0
     delta: float | None = None  # at which the budget was checked
     budget: float | None = None  # epsilon; None: unbounded
-    note: str = ""  # why the operator accepted what was in doubt
+    note: str = ""  # why the operator accepted what was in doubt; the turn of a reservation whose noise is shared
 
     def after(self, previous: str) -> str:
         """Return the row's hash, that of the row before being `previous`."""

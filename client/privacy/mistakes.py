@@ -11,6 +11,10 @@ class BudgetSpent(UserMistake):
     """More would be spent than is left of a dataset's privacy budget."""
 
 
+class TurnUsed(UserMistake):
+    """Noise that sites share should hide a second message, which would show both."""
+
+
 class LedgerUnusable(UserMistake):
     """The ledger can't be read or written; without it nothing may be spent."""
 

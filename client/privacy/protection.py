@@ -3,13 +3,17 @@
 Every task that supports privacy trains by this and nothing else, so that no round is trained that was not reserved.
 """
 
+import re
+
 from torch import nn
 
 from astrofed.client.privacy.clipping import Flat, make_clipping
 from astrofed.client.privacy.dpsgd import Mechanism, sampling, train_privately
 from astrofed.client.privacy.ledger import Ledger
 from astrofed.client.privacy.lifetime import besides, lifetime
-from astrofed.client.privacy.refusals import check_private
+from astrofed.client.privacy.noise_keys import NotPeers
+from astrofed.client.privacy.refusals import NoTurn, check_all_trained, check_private
+from astrofed.client.privacy.shared_noise import SharedNoise, shared_noise
 from astrofed.client.privacy.spending import Account
 from astrofed.client.privacy.units import Population
 from astrofed.client.site import Site
@@ -23,7 +27,7 @@ class Protection:
     def __init__(self, plan: Plan, site: Site, dataset: str, unit: str, units: int) -> None:
         """`dataset`: its fingerprint; `units`: how many privacy units are trained on, each one a `unit`."""
         assert plan.privacy is not None
-        self._plan, self._privacy, self._unit, self._units = plan, plan.privacy, unit, units
+        self._plan, self._privacy, self._unit, self._units, self._site = plan, plan.privacy, unit, units, site
         rate, steps = sampling(plan.training, units)
         self._account = Account(
             Ledger(site.home),
@@ -59,6 +63,7 @@ class Protection:
 
         Raises:
             CouplesUnits, NotWithPrivacy, BudgetSpent, BudgetUnreachable: refused; nothing is spent.
+            NoTurn, TurnUsed, NotPeers: noise that is to be shared can't be, or was already; nothing is spent.
             KeepsData, TrainingDiverged: refused after the round was spent.
         """
         plan = self._plan
@@ -67,7 +72,21 @@ class Protection:
             self._clipping = make_clipping(self._privacy, model)
             if self._privacy.clipping == "adaptive":  # a process that goes on with a run takes over the norm
                 self._clipping.norm = self._account.clipping_norm() or self._clipping.norm
-        with self._account.round(instruction.round, self._clipping.norm) as event:
-            mechanism = Mechanism(event, self._clipping)
+        shared = self._shared(instruction.noise_turn)
+        if shared is not None:
+            check_all_trained(model)
+        turn = instruction.noise_turn if shared is not None else ""
+        with self._account.round(instruction.round, self._clipping.norm, turn) as event:
+            mechanism = Mechanism(event, self._clipping, shared)
             train_privately(model, units, plan.training, instruction, plan.rounds, mechanism)
         return {"epsilon": self._account.epsilon(), "delta": self._privacy.delta}
+
+    def _shared(self, turn: str) -> SharedNoise | None:
+        """Return how noise is shared with other sites, where the plan wants that."""
+        if self._privacy.shared_noise is None:
+            return None
+        if not re.fullmatch(r"[0-9a-f]{32}", turn):
+            raise NoTurn("noise is to be shared, but the request gives no turn for it: the coordinator must name one")
+        if self._site.peers is None:
+            raise NotPeers(f"{self._site.name} has no home folder, and so no key to share noise by")
+        return shared_noise(self._plan, self._site.name, self._site.peers, turn)

@@ -23,6 +23,10 @@ class NotWithPrivacy(UserMistake):
     """The plan trains in a way for which per-unit gradients or their noise are not what is accounted for."""
 
 
+class NoTurn(UserMistake):
+    """A request for a message with shared noise that doesn't say under which turn that is to be drawn."""
+
+
 class WrongPrivacyUnit(UserMistake):
     """The plan protects another unit than the one that the dataset's contract declares."""
 
@@ -43,6 +47,20 @@ def check_private(model: nn.Module, training: Training) -> None:
                 f"layer {name!r} ({type(layer).__name__}) mixes the units of a batch, so no unit's influence can be "
                 "bounded; use GroupNorm or LayerNorm in its place, or remove the [privacy] section"
             )
+
+
+def check_all_trained(model: nn.Module) -> None:
+    """Refuse to share noise on a model of which a part is frozen here: at a site where it is not, noise would stay.
+
+    Raises:
+        NotWithPrivacy: see there.
+    """
+    frozen = next((name for name, parameter in model.named_parameters() if not parameter.requires_grad), None)
+    if frozen is not None:
+        raise NotWithPrivacy(
+            f"parameter {frozen!r} is not trained at this site, and noise that sites share cancels only where all "
+            "train all parameters; remove privacy.shared_noise"
+        )
 
 
 def check_unit(asked: str, declared: str, where: str) -> None:

@@ -145,14 +145,15 @@ class Account:
         )
 
     @contextmanager
-    def round(self, number: int, clipping_norm: float | None = None) -> Iterator[Event]:
+    def round(self, number: int, clipping_norm: float | None = None, turn: str = "") -> Iterator[Event]:
         """Reserve a round's steps, give what they have to be, and settle them unless the block raises.
 
-        `clipping_norm` is what the round begins with, by default the plan's. The noise is found at the run's first
-        round here, for all rounds to come, and kept as long as rounds go on.
+        `clipping_norm` is what the round begins with, by default the plan's; `turn` is that of noise which is shared.
+        The noise is found at the run's first round here, for all rounds to come, and kept as long as rounds go on.
 
         Raises:
             BudgetSpent, BudgetUnreachable: it doesn't fit into the budget; nothing is reserved.
+            TurnUsed: noise was drawn under that turn before; nothing is reserved.
         """
         if self._last is None or number <= self._last[0]:
             rounds = max(self._plan.rounds - number + 1, 1)
@@ -168,6 +169,7 @@ class Account:
             units=self._units,
             clipping_norm=self._privacy.clipping_norm if clipping_norm is None else clipping_norm,
             event=Event(noise, self._rate, self._steps),
+            turn=turn,
         )
         reservation = self._ledger.reserve(expense, self._budget.epsilon, self._budget.delta)
         self._last = number, noise

@@ -3,6 +3,7 @@
 site.toml           name, contact, datasets by name, limits; written by `astrofed client init`, edited by people
 policy.toml         what the site allows (`astrofed.client.policy`)
 node.key            the node's private key (P-384), readable by its owner alone
+noise.key           the private key by which noise is shared with other sites (X25519), made when first needed
 request.json        the enrolment request, to be sent to a coordinator
 welcome.json        the coordinator's answer, put here by `astrofed client join`
 privacy-ledger.*    what was spent on each dataset; see `astrofed client ledger`
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from astrofed.client.policy import POLICY_FILE, Policy
+from astrofed.client.privacy.noise_keys import Peers
 from astrofed.client.site import Site
 from astrofed.shared.errors import UserMistake
 from astrofed.shared.keys import NodeKey, read_node_key
@@ -206,7 +208,9 @@ class Home:
         """Return this site as a plan sees it, for the client app (errors as `participant`)."""
         participant = self.participant(plan)
         path = self.data_path(participant.data)
-        return Site(participant.name, path, participant.role, home=self.folder, policy=self.policy)
+        policy = self.policy
+        peers = Peers(self.folder, {peer.name: peer.public_key for peer in policy.peers})
+        return Site(participant.name, path, participant.role, home=self.folder, policy=policy, peers=peers)
 
     def load_plugins(self) -> None:
         """Import the plug-in files that the policy names; they are the site's own."""

@@ -10,6 +10,52 @@ from astrofed.shared.plan import CentralPrivacy, Plan, PlanError
 STRATEGY = "private-mean"
 
 
+def check_shared(plan: Plan) -> None:
+    """See that noise which participants share can cancel.
+
+    Raises:
+        PlanError: the strategy weighs replies, looks at single ones, or goes on without some; or islands train apart.
+    """
+    if not plan.shares_noise:
+        return
+    strategy, why = plan.strategy, "privacy.shared_noise cancels only in the plain mean of all replies"
+    if strategy.name != "robust" or strategy.rule != "mean" or strategy.pre or strategy.f:
+        raise PlanError(
+            f"strategy: {why}, and single ones tell nothing to a robust rule: set strategy.name = 'robust', "
+            "rule = 'mean' and f = 0, or remove shared_noise"
+        )
+    for key, mistaken in {
+        "weights": strategy.weights != "equal",
+        "buffer": strategy.buffer is not None,
+        "membership": strategy.membership != "fixed",
+        "max_norm": strategy.max_norm is not None,
+        "quorum": strategy.quorum not in (1, len(plan.trainers)),
+    }.items():
+        if mistaken:
+            raise PlanError(f"strategy.{key}: {why}; remove the key, or remove privacy.shared_noise")
+    if plan.mode == "multimodal":
+        raise PlanError(
+            "privacy.shared_noise: in mode 'multimodal' a site trains the blocks of its own modalities alone, so noise "
+            "on the others would not cancel; remove shared_noise"
+        )
+    if plan.evolution is not None and plan.evolution.islands:
+        raise PlanError(
+            "privacy.shared_noise: islands train by themselves, with nobody to share noise with; set "
+            "evolution.islands = false, or remove shared_noise"
+        )
+
+
+def against_whom(plan: Plan) -> str:
+    """Say against whom epsilon holds where noise is shared."""
+    assert plan.privacy is not None and plan.privacy.shared_noise is not None
+    colluding = plan.privacy.shared_noise.colluding
+    others = f"more than {colluding} of the training participants" if colluding else "any training participant"
+    return (
+        f"noise is shared by {len(plan.trainers)} participants: epsilon holds against who sees all messages and all "
+        f"models, but neither keys nor noise of {others}; one that lies or stays away undoes a round"
+    )
+
+
 class StatisticsTell(PlanError):
     """Sites' pooled statistics say something of their data that no noise hides."""
 

@@ -12,7 +12,7 @@ from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from astrofed.server.aggregation.pipeline import Pipeline
 from astrofed.server.aggregation.rules_centre import TrustedReference
-from astrofed.server.privacy.conditions import check_central
+from astrofed.server.privacy.conditions import check_central, check_shared
 from astrofed.server.strategies.blocks import BlockMean, block_of
 from astrofed.server.strategies.central import PrivateMean, guarantee
 from astrofed.server.strategies.robust import RobustStrategy
@@ -40,6 +40,7 @@ def build_strategy(plan: Plan) -> Strategy:
     section = plan.strategy
     cls: type[Strategy] = registry.get("strategies", section.name)
     check_central(plan)
+    check_shared(plan)
     if section.membership == "open" and plan.central_privacy is not None:
         raise PlanError("strategy.membership: [central_privacy] counts on fixed participants; remove one of the two")
     if section.buffer is not None:

@@ -36,3 +36,4 @@ class Expense:
     units: int  # privacy units in the training data
     clipping_norm: float
     event: Event
+    turn: str = ""  # under which noise is drawn that sites share; each is used once

@@ -84,6 +84,13 @@ def grid_step(deviation: float) -> float:
     return float(2.0 ** (math.floor(math.log2(deviation)) - GRID_BITS))
 
 
+class KeyedRandomness(Randomness):
+    """The same stream from a secret key [32 bytes], for those who share it; each key is for one use."""
+
+    def __init__(self, key: bytes) -> None:
+        self._start(key)
+
+
 class UnsafeSeededRandomness(Randomness):
     """The same stream from a seed, for tests that compare bits: whoever knows the seed can take the noise off again."""
 

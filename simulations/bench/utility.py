@@ -1,15 +1,15 @@
 """`astrofed bench privacy --utility`: what privacy costs in accuracy, federated by us and centralised by plain Opacus.
 
-Both train by the same settings to the same epsilon. Federated, each site hides its own rows by itself, so that sites'
-noises add up: with three equal sites there is √3 times the noise of one that held all rows.
+Both train by the same settings to the same epsilon. Where each site hides its own rows by itself, sites' noises add up:
+with three equal sites there is √3 times the noise of one that held all rows. Where they share it, there is not.
 """
 
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -18,7 +18,9 @@ from astrofed.client.tasks.planets_scores import predict, scores, unit_losses
 from astrofed.shared import registry
 from astrofed.shared.models.base import build_model
 from astrofed.shared.plan import Plan, load_plan
+from astrofed.shared.privacy.accounting import noise_multiplier_for
 from astrofed.simulations.bench import utility_digits
+from astrofed.simulations.bench.digits_sites import TRAINING
 from astrofed.simulations.bench.result import MARK, Machine, shown, this_machine
 from astrofed.simulations.bench.utility_central import train_by_opacus
 from astrofed.simulations.bundled import resolve_bundled
@@ -42,6 +44,7 @@ class UtilityRow:
     """One dataset at one epsilon; a value for each seed."""
 
     data: str
+    noise: Literal["own", "shared"]
     epsilon: float
     measure: str  # "accuracy, %" or "error, widths"
     federated: tuple[float, ...]
@@ -71,20 +74,24 @@ class UtilityResult:
     def to_dict(self) -> dict[str, Any]:
         """Return the result as plain data for JSON."""
         rows = [{**asdict(row), "behind": row.behind, "met": row.met} for row in self.rows]
-        return {**asdict(self), "rows": rows, "met": all(row.met for row in self.rows)}
+        met = {(row.data, row.epsilon): False for row in self.rows} | {
+            (row.data, row.epsilon): True for row in self.rows if row.met
+        }
+        return {**asdict(self), "rows": rows, "met": all(met.values())}  # with noise of one kind or the other
 
     def table(self) -> "Table":
         """Return the result for people."""
         from rich.table import Table
 
         table = Table(title=f"Federated by astrofed, central by Opacus, at the same epsilon, delta {DELTA:g}")
-        for name in ("data", "ε", "federated", "central", "behind", "asked", ""):
+        for name in ("data", "noise", "ε", "federated", "central", "behind", "asked", ""):
             table.add_column(name)
         for row in self.rows:
             points = row.measure.startswith("accuracy")
             behind = f"{row.behind:.2f} points" if points else f"{100 * row.behind:.1f} %"
             asked = f"{POINTS:g} point" if points else f"{100 * SHARE:g} %"
-            cells = (f"{row.data}: {row.measure}", f"{row.epsilon:g}", _spread(row.federated), _spread(row.central))
+            what = f"{row.data}: {row.measure}"
+            cells = (what, row.noise, f"{row.epsilon:g}", _spread(row.federated), _spread(row.central))
             table.add_row(*cells, behind, asked, MARK[row.met])
         return table
 
@@ -101,7 +108,7 @@ def run_utility_bench(quick: bool) -> UtilityResult:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        rows = [digits_row(epsilon, seeds["digits"]) for epsilon in epsilons]
+        rows = [row for epsilon in epsilons for row in digits_rows(epsilon, seeds["digits"])]
         rows += [planets_row(epsilon, seeds["planets"]) for epsilon in epsilons]
     finally:
         torch.set_num_threads(threads)
@@ -126,6 +133,20 @@ def digits_plan(epsilon: float, seed: int) -> Plan:
             "participants": [{"name": f"site {i}", "data": f"digits-private:{i}/{SITES}/{seed}"} for i in range(SITES)],
         }
     )
+
+
+def shared_plan(plan: Plan, epsilon: float) -> Plan:
+    """Return a plan of the digits with the noise that its sites share; the steps and their cost are the same."""
+    noise = noise_multiplier_for(epsilon, DELTA, 1.0, plan.rounds, [])
+    changes = [
+        "privacy.epsilon=",
+        f"privacy.noise_multiplier={noise!r}",
+        "privacy.shared_noise.colluding=0",
+        "training.max_steps=1",
+        f"training.batch_size={TRAINING // SITES}",  # all of a site's images, as before
+        'strategy={name = "robust", rule = "mean", f = 0}',
+    ]
+    return load_plan(plan.to_dict(), changes)
 
 
 def planets_plan(epsilon: float, seed: int) -> Plan:
@@ -153,8 +174,8 @@ def planets_plan(epsilon: float, seed: int) -> Plan:
     )
 
 
-def digits_row(epsilon: float, seeds: Sequence[int]) -> UtilityRow:
-    """Measure the digits at one epsilon."""
+def digits_rows(epsilon: float, seeds: Sequence[int]) -> list[UtilityRow]:
+    """Measure the digits at one epsilon, with noise of each site's own and with noise that they share."""
 
     def central(plan: Plan) -> tuple[float, float]:
         rows, test = utility_digits.split(plan.seed)
@@ -163,7 +184,9 @@ def digits_row(epsilon: float, seeds: Sequence[int]) -> UtilityRow:
         return utility_digits.accuracy(model, test), spent
 
     plans = [digits_plan(epsilon, seed) for seed in seeds]
-    return _row(f"digits, {SITES} sites", epsilon, "accuracy, %", "accuracy", plans, central)
+    own = _row(f"digits, {SITES} sites", epsilon, "accuracy, %", "accuracy", plans, central)
+    federated, spent = _federated([shared_plan(plan, epsilon) for plan in plans], "accuracy")
+    return [own, replace(own, noise="shared", federated=federated, spent=max(own.spent, *spent))]
 
 
 def planets_row(epsilon: float, seeds: Sequence[int]) -> UtilityRow:
@@ -190,12 +213,18 @@ def _row(
     plans: Sequence[Plan],
     central: Callable[[Plan], tuple[float, float]],
 ) -> UtilityRow:
-    federated, spent = [], []
+    federated, spent = _federated(plans, metric)
+    theirs = [central(plan) for plan in plans]
+    spent += [each[1] for each in theirs]
+    return UtilityRow(data, "own", epsilon, measure, federated, tuple(each[0] for each in theirs), max(spent))
+
+
+def _federated(plans: Sequence[Plan], metric: str) -> tuple[tuple[float, ...], list[float]]:
+    """Return a metric of each plan's run, and all epsilons that its sites spent."""
+    found, spent = [], []
     for plan in plans:
         with tempfile.TemporaryDirectory() as folder:
             result = simulate(plan, out=Path(folder) / "run")
-        federated.append(result.metrics[metric])
+        found.append(result.metrics[metric])
         spent += [site.epsilon for site in result.privacy]
-    theirs = [central(plan) for plan in plans]
-    spent += [each[1] for each in theirs]
-    return UtilityRow(data, epsilon, measure, tuple(federated), tuple(each[0] for each in theirs), max(spent))
+    return tuple(found), spent

@@ -13,16 +13,21 @@ from torch import nn
 from astrofed.client import app
 from astrofed.client.policy import Policy
 from astrofed.client.privacy.ledger import FILE, Ledger
+from astrofed.client.privacy.noise_keys import Peers, noise_key, public_digits
 from astrofed.client.site import Site
 from astrofed.client.task import Statistics, TrainInstruction, TrainOutcome
 from astrofed.client.tasks.planets import PlanetSurrogate
 from astrofed.shared import registry
 from astrofed.shared.errors import UserMistake
 from astrofed.shared.plan import Plan
+from astrofed.simulations.bundled import resolve_bundled
 
 Send, Leaks = Callable[..., Message], Callable[[Message], list[bytes]]
 Asked, Place, Allowing = Callable[..., Plan], Callable[..., Site], Callable[..., Policy]
 PRIVACY = {"unit": "planet", "epsilon": 4.0, "delta": 1e-5}
+SHARED = {"unit": "planet", "noise_multiplier": 4.0, "delta": 1e-5, "shared_noise": {"colluding": 0}}
+MEAN, ONE_STEP = {"name": "robust", "rule": "mean", "f": 0}, {"max_steps": 1, "optimizer": "sgd", "batch_size": 128}
+TWO = [{"name": "K2", "data": str(resolve_bundled("planets/k2"))}, {"name": "TESS", "data": "tess"}]
 KINDS = ("query.enrol", "query.statistics", "train", "evaluate")
 
 TOO_MUCH: dict[str, tuple[dict[str, Any], str]] = {
@@ -46,6 +51,10 @@ TOO_MUCH: dict[str, tuple[dict[str, Any], str]] = {
         "one unit's part in a mixture of networks is not bounded",
     ),
     "a mixture of nothing": ({"model": {"name": "mixture", "candidates": [7]}}, "has no list of networks"),
+    "noise shared with others": (
+        {"privacy": SHARED, "strategy": MEAN, "training": ONE_STEP, "participants": TWO},
+        "noise is to be shared with other sites, which is not allowed",
+    ),
     "too many rounds": ({"rounds": 51}, "51 rounds are asked for, at most 50 are allowed"),
 }
 
@@ -280,3 +289,45 @@ def _not_now() -> str:
 
     later = datetime.now() + timedelta(hours=3)
     return f"{later:%H:%M}-{later + timedelta(hours=1):%H:%M}"
+
+
+@pytest.mark.parametrize(
+    ("rules", "peers", "reason"),
+    [
+        ({"shared_noise": {"colluding": 1}}, ["TESS"], "withstand 0 colluding sites, at least 1 are to be withstood"),
+        ({"shared_noise": {"colluding": 0}}, [], "shared with 'TESS', whose key is not among the policy's peers"),
+        ({"shared_noise": {"colluding": 0}, "max_update_norm": 9.0}, ["TESS"], "max_update_norm can't be held"),
+    ],
+)
+def test_noise_is_shared_only_as_the_policy_says(
+    rules: dict[str, Any],
+    peers: list[str],
+    reason: str,
+    send: Send,
+    place: Place,
+    asked: Asked,
+    allowing: Allowing,
+    tmp_path: Path,
+) -> None:
+    keys = {name: public_digits(noise_key(tmp_path / name)) for name in peers}
+    site = place(policy=allowing(**rules), peers=Peers(tmp_path / "home", keys))
+    plan = asked(privacy=SHARED, strategy=MEAN, training=ONE_STEP, participants=TWO)
+    reply = send(site, "train", plan, **{"server-round": 1, "noise-turn": "0" * 32})
+    assert reply.has_error() and reason in reply.error.reason
+
+
+def test_a_coordinator_that_repeats_a_turn_gets_no_second_message(
+    send: Send, place: Place, asked: Asked, allowing: Allowing, leaks: Leaks, tmp_path: Path
+) -> None:
+    """By the difference of the two it would see the site's own share of the noise alone."""
+    keys = {"TESS": public_digits(noise_key(tmp_path / "TESS"))}
+    site = place(policy=allowing(shared_noise={"colluding": 0}), peers=Peers(tmp_path / "home", keys))
+    plan = asked(privacy=SHARED, strategy=MEAN, training=ONE_STEP, participants=TWO)
+    first = send(site, "train", plan, **{"server-round": 1, "noise-turn": "0" * 32})
+    assert not first.has_error() and leaks(first) == []
+    for number in (1, 2):
+        again = send(site, "train", plan, **{"server-round": number, "noise-turn": "0" * 32})
+        assert again.has_error() and "noise was drawn under turn" in again.error.reason and leaks(again) == []
+    silent = send(site, "train", plan, **{"server-round": 2})
+    assert silent.has_error() and "gives no turn" in silent.error.reason
+    assert len(Ledger(tmp_path / "home").book().reserved) == 1

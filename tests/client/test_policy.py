@@ -125,3 +125,14 @@ def test_what_the_template_says_of_noise_can_be_taken_out_of_its_comment(tmp_pat
     path.write_text(text)
     noise = Policy.load(path).data.noise
     assert noise is not None and noise.bound("loss") == 3.0 and noise.bound("rmse/ta") is None
+
+
+def test_peers_are_known_by_name_and_key(tmp_path: Path) -> None:
+    peers = [{"name": name, "public_key": key * 64} for name, key in (("kepler", "a"), ("tess", "b"))]
+    assert [peer.name for peer in load(tmp_path, peers=peers).peers] == ["kepler", "tess"]
+    with pytest.raises(PolicyError, match="peers: the public key of 'kepler' stands twice"):
+        load(tmp_path, peers=[peers[0], {**peers[1], "public_key": "a" * 64}])
+    with pytest.raises(PolicyError, match="peers: the name 'kepler' stands twice"):
+        load(tmp_path, peers=[peers[0], {**peers[1], "name": "kepler"}])
+    with pytest.raises(PolicyError, match=r"peers.0.public_key"):
+        load(tmp_path, peers=[{"name": "kepler", "public_key": "secret"}])

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sqlite3
+import tomllib
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 import tomli_w
 
 from astrofed.client.data.table import read_table
+from astrofed.client.policy import Policy
 from astrofed.client.privacy.ledger import Expense, Ledger
+from astrofed.client.privacy.noise_keys import noise_key, public_digits
 from astrofed.shared.privacy.accounting import Event, epsilon
 from astrofed.simulations.bundled import resolve_bundled
 
@@ -145,3 +148,14 @@ def test_head_and_key_may_be_kept_elsewhere(astrofed: Command, tmp_path: Path) -
     Ledger(tmp_path / "home", seals).events(DATASET)
     assert astrofed("client", "ledger", tmp_path / "home", "--seals", seals)[0] == 0
     assert sorted(path.name for path in (tmp_path / "home").iterdir()) == ["ledger.sqlite"]
+
+
+def test_the_noise_key_is_shown_as_other_sites_policies_take_it(astrofed: Command, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    data = f"planets={resolve_bundled('planets/keck')}"
+    assert astrofed("client", "init", home, "--name", "keck", "--contact", "a@b.org", "--data", data)[0] == 0
+    code, out, _ = astrofed("client", "noise-key", home)
+    assert code == 0 and out == astrofed("client", "noise-key", home)[1]  # made once
+    (peer,) = Policy.parse(tomllib.loads(out), tmp_path / "policy.toml").peers
+    assert (peer.name, peer.public_key) == ("keck", public_digits(noise_key(home)))
+    assert astrofed("client", "noise-key", tmp_path)[0] == 2  # no home

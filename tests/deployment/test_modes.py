@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from astrofed.client.meta.keeping import MODEL
+from astrofed.client.privacy.noise_keys import noise_key, public_digits
 from astrofed.server.evolution.run import read_evolution
 from astrofed.server.record import read_record, verify_run
 from astrofed.server.search.run import read_search
@@ -24,13 +25,23 @@ def sites(site_homes: Any, deployment: Any) -> Any:
     """Three sites, of which the last has not started its client yet."""
     for name in NAMES:
         site_homes.set_up(name)
+    for name in NAMES:
         policy = site_homes.folder / name / "policy.toml"
-        policy.write_text(policy.read_text().replace('modes = ["federated"]', f"modes = {MODES}"))
+        text = policy.read_text().replace('modes = ["federated"]', f"modes = {MODES}")
+        text = text.replace("\n[data]\n", "\n[data]\nshared_noise = { colluding = 0 }\n")
+        peers = [noise_key_of(site_homes, each) for each in NAMES if each != name]
+        policy.write_text("\n".join([text, *peers]))
     deployment.start()
     for name in NAMES[:2]:
         site_homes.start(name)
     deployment.until(lambda: all("as node" in site_homes.log(name) for name in NAMES[:2]), "two sites are connected")
     return site_homes
+
+
+def noise_key_of(sites: Any, name: str) -> str:
+    """Return what `astrofed client noise-key` shows at a site."""
+    digits = public_digits(noise_key(sites.folder / name))
+    return f'[[peers]]\nname = "{name}"\npublic_key = "{digits}"\n'
 
 
 @pytest.fixture
@@ -149,6 +160,20 @@ def test_a_differentiable_search_trains_the_mixture_at_the_sites_and_makes_the_e
     assert len({each.share for each in found.shares}) == 2  # they were trained
     assert "mixed by shares" in (folder / "report.html").read_text()
     assert hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() == embedded(mixed)
+
+
+def test_sites_share_noise_with_those_whose_keys_their_policies_name(all_sites: Any, plan: dict[str, Any]) -> None:
+    shared = {
+        "privacy": {"unit": "planet", "noise_multiplier": 4.0, "delta": 1e-5, "shared_noise": {"colluding": 0}},
+        "strategy": {"name": "robust", "rule": "mean", "f": 0},
+        "training": {"batch_size": 64, "max_steps": 1, "optimizer": "sgd", "learning_rate": 0.1},
+    }
+    all_sites.deployment.submit({**plan, **shared, "name": "shared-noise"})
+    _, rounds = done(all_sites, "shared-noise")
+    assert all(entry.skipped is None for entry in rounds)
+    assert rounds[-1].loss is not None and rounds[0].loss is not None and rounds[-1].loss < rounds[0].loss + 0.1
+    (dataset,) = all_sites.ledger("k2")["datasets"]
+    assert any(each["run"].startswith("shared-noise") for each in dataset["runs"])
 
 
 EVOLVING = {"training.learning_rate": {"low": 1e-3, "high": 1e-1}}

@@ -1,6 +1,7 @@
 """The utility bench compares like with like: same rows, same settings, same epsilon; its accuracies are not tested."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from astrofed.shared.plan import load_plan
 from astrofed.simulations.bench import utility, utility_digits
 from astrofed.simulations.bench.result import this_machine
-from astrofed.simulations.bench.utility import UtilityResult, UtilityRow, digits_plan, planets_plan
+from astrofed.simulations.bench.utility import UtilityResult, UtilityRow, digits_plan, planets_plan, shared_plan
 from astrofed.simulations.bench.utility_central import train_by_opacus
 from astrofed.simulations.compatibility import check_plan
 
@@ -26,12 +27,14 @@ def test_both_plans_can_run_and_bound_epsilon() -> None:
     for plan in (digits_plan(1.0, 1), planets_plan(3.0, 1)):
         assert plan.privacy is not None and plan.privacy.delta == utility.DELTA
         assert any("epsilon at most" in line for line in check_plan(plan))
+    shared = check_plan(shared_plan(digits_plan(1.0, 1), 1.0))
+    assert any("noise is shared by 3 participants" in line for line in shared)
 
 
 def test_digits_federated_and_central_spend_no_more_than_epsilon() -> None:
-    row = utility.digits_row(8.0, (1,))
-    assert 7.5 < row.spent <= 8.01
-    assert len(row.federated) == len(row.central) == 1 and min(*row.federated, *row.central) > 50
+    for row, noise in zip(utility.digits_rows(8.0, (1,)), ("own", "shared"), strict=True):
+        assert row.noise == noise and 7.5 < row.spent <= 8.01
+        assert len(row.federated) == len(row.central) == 1 and min(*row.federated, *row.central) > 50
 
 
 def test_opacus_trains_by_the_plans_settings() -> None:
@@ -44,9 +47,11 @@ def test_opacus_trains_by_the_plans_settings() -> None:
 
 
 def test_what_is_behind_is_in_points_or_a_share_of_the_error() -> None:
-    accuracy = UtilityRow("digits", 1.0, "accuracy, %", (90.0, 91.0), (91.0, 92.0), 1.0)
-    error = UtilityRow("planets", 1.0, "error, widths", (0.66,), (0.6,), 1.0)
+    accuracy = UtilityRow("digits", "own", 1.0, "accuracy, %", (90.0, 91.0), (91.0, 92.0), 1.0)
+    error = UtilityRow("planets", "own", 1.0, "error, widths", (0.66,), (0.6,), 1.0)
     assert accuracy.behind == pytest.approx(1.0) and accuracy.met
     assert error.behind == pytest.approx(0.1) and not error.met
     result = UtilityResult(this_machine(), (accuracy, error))
     assert json.loads(json.dumps(result.to_dict()))["met"] is False and result.table().row_count == 2
+    shared = replace(error, noise="shared", federated=(0.6,))  # one kind of noise is enough
+    assert UtilityResult(this_machine(), (accuracy, error, shared)).to_dict()["met"] is True
