@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 EPSILONS, DELTA = (1.0, 3.0, 8.0), 1e-5
-DIGITS_SEEDS, PLANETS_SEEDS = tuple(range(1, 9)), tuple(range(1, 7))
+DIGITS_SEEDS, PLANETS_SEEDS = tuple(range(1, 25)), tuple(range(1, 7))
 SITES = 3
 DIGITS = {1.0: (1.0, 8.0), 3.0: (2.0, 4.0), 8.0: (2.0, 4.0)}  # clipping norm and learning rate, chosen on other splits
 PLANETS = {1.0: 0.05, 3.0: 0.12, 8.0: 0.25}  # learning rate, chosen with the first three seeds
