@@ -5,6 +5,7 @@ depend on how many threads there are. Importing this module imports numba; do so
 """
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -176,19 +177,29 @@ def _tasks(segment: Segment, most: int = TASKS) -> Iterator[Integers]:
 
 
 def _run(calls: Sequence[Callable[[], None]], updates: Updates) -> None:
-    """Make all calls, by as many threads as there are cores; after each, memory that mirrors files is given back."""
-    mapped = updates.mappings()
+    """Make all calls, by as many threads as there are cores; after each, memory that mirrors files is given back.
 
-    def work(call: Callable[[], None]) -> None:
-        call()
-        for each in mapped:
-            each.madvise(MADV_DONTNEED)
+    This thread takes part, and each takes calls as it can: handing them out singly takes longer than small ones do.
+    """
+    waiting, mapped = deque(calls), updates.mappings()
 
-    threads = min(len(calls), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    if threads < 2:
-        for call in calls:
-            work(call)
+    def work() -> None:
+        while True:
+            try:
+                call = waiting.popleft()
+            except IndexError:  # all are taken
+                return
+            call()
+            for each in mapped:
+                each.madvise(MADV_DONTNEED)
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    helpers = min(len(calls), cores) - 1
+    if helpers < 1:
+        work()
         return
-    with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(work, call) for call in calls]:
-            done.result()
+    with ThreadPoolExecutor(helpers) as pool:
+        working = [pool.submit(work) for _ in range(helpers)]
+        work()
+        for each in working:
+            each.result()

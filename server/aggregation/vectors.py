@@ -22,7 +22,7 @@ LANES = 128  # columns of a block of order statistics: one comparison of two row
 COLUMNS = REGISTER // 2  # of a step of `add_weighted`: four registers of float64
 TILE = 4  # clients whose distances to four others are taken together: sixteen registers of sums
 SOON = 2  # rows whose next block is asked for meanwhile
-AHEAD = 256  # bytes
+AHEAD = 1024  # bytes
 LONG, SHORT, BYTES = ir.IntType(64), ir.IntType(32), ir.IntType(8).as_pointer()
 
 generated: Callable[[Callable[..., Any]], Callable[..., Any]] = intrinsic

@@ -14,6 +14,7 @@ from flwr.serverapp.strategy import Strategy
 from astrofed.server.aggregation.gram import gram_matrix
 from astrofed.server.aggregation.updates import Updates
 from astrofed.simulations.bench.aggregation_work import MIXED, NAME, Case, Replies
+from astrofed.simulations.bench.bandwidth import total
 from astrofed.simulations.bench.byzfl_peer import stages
 from astrofed.simulations.bench.turns import Call
 
@@ -30,6 +31,12 @@ def through_messages(case: Case, replies: Replies) -> Call:
     """Return our strategy's aggregation of the replies' messages, as Flower's."""
     strategy = case.strategy(replies)
     return Call(lambda messages: strategy.aggregate_train(1, messages), replies.messages)
+
+
+def plain_sum(replies: Replies) -> Call:
+    """Return a sum of each reply's values, one reply after the other: as fast as these bytes can be read."""
+    arrays = [array.reshape(-1) for reply in replies.arrays() for array in reply.values()]
+    return Call(lambda _: [total(array) for array in arrays])
 
 
 def flowers(case: Case, replies: Replies) -> Call | None:

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+SUM = "plain sum"
+
+
 @dataclass(frozen=True)
 class PeerTime:
     """One peer's time for a rule; without `seconds` the note says why."""
@@ -108,6 +111,13 @@ def _table(size: Size) -> "Table":
     from rich.table import Table
 
     facts = [f"{size.read_bandwidth / 1e9:.1f} GB/s read by one thread"] if size.read_bandwidth else []
+    plain = next((peer for row in size.rows for peer in row.peers if peer.peer == SUM and peer.seconds), None)
+    if plain is not None and plain.seconds and size.read_bandwidth:
+        share = 4 * size.n * size.d / plain.seconds / size.read_bandwidth
+        facts.append(
+            f"a {SUM} of the same replies: {_milliseconds(plain.seconds)} ms, {100 * share:.0f} % of that: they lie in "
+            "small pages, or in caches"
+        )
     if size.read_bandwidth_two:
         facts.append(
             f"{size.read_bandwidth_two / 1e9:.1f} GB/s by two; *: two threads at 1.6 times the speed need more"

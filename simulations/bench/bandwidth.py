@@ -34,6 +34,15 @@ def read_bandwidth(threads: int, repeats: int, size: int = BYTES) -> float:
     return float(buffer.nbytes / best)
 
 
+@numba.njit(nogil=True, fastmath=True)
+def total(values: Any) -> Any:
+    """Return the sum of an array's values, in its own type and as vector instructions add."""
+    found = values.dtype.type(0)
+    for i in range(len(values)):
+        found += values[i]
+    return found
+
+
 def _one_stream(values: NDArray[np.int64]) -> int:
     return int(_sum(values))
 
