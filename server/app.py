@@ -22,6 +22,7 @@ from astrofed.server.membership import everybody
 from astrofed.server.record import OtherPlan, RunRecord
 from astrofed.server.search.run import searched
 from astrofed.server.strategies.build import build_strategy
+from astrofed.shared.files import alone_in
 from astrofed.shared.models.base import build_model
 from astrofed.shared.plan import Plan, plan_from_json
 from astrofed.shared.record import Enrolled, Quarantine, Round, Start
@@ -72,7 +73,13 @@ def run_federation(grid: Grid, settings: Settings, observer: Observer) -> None:
         NotEnrolled: a participant's data is missing or unusable.
         StrategyFailed, NobodyAccepted, Interrupted, CannotWrite: see `Federation.run`.
         RunExists, OtherPlan, RecordBroken: see `RunRecord`.
+        InUse: another process writes into the run's folder.
     """
+    with alone_in(settings.out):
+        _run(grid, settings, observer)
+
+
+def _run(grid: Grid, settings: Settings, observer: Observer) -> None:
     plan = settings.plan
     if plan.mode == "nas":
         plan = searched(

@@ -21,6 +21,14 @@ from astrofed.shared.plan import Plan
 from astrofed.shared.record import Round, Start
 
 PLAN, LINES = "plan.toml", "rounds.jsonl"
+_BEFORE_ROUNDS = {
+    PLAN,
+    LINES,
+    FOLDER,
+    "statistics.safetensors",
+    "report.html",
+    "sites",
+}  # what a run may hold before one is complete
 
 
 class NoRun(UserMistake):
@@ -51,17 +59,18 @@ class RunRecord:
 
     @classmethod
     def create(cls, folder: Path, plan: Plan) -> Self:
-        """Begin a record in a new or empty folder.
+        """Begin a record in a folder that is free.
 
         Raises:
             RunExists: the folder holds something.
             CannotWrite: disk full, or not writable.
         """
-        if plan.mode not in ("nas", "evolution"):  # whose search began in that folder, and saw that it was empty
-            check_empty(folder)
+        if plan.mode not in ("nas", "evolution"):  # whose search began in that folder, and saw that it was free
+            check_free(folder)
         _remove_torn_files(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            (folder / LINES).unlink(missing_ok=True)
         except OSError as error:
             raise cannot_write(folder, error) from error
         text = tomli_w.dumps(plan.to_dict()).encode()
@@ -119,18 +128,29 @@ class RunRecord:
             self.rounds.append(line)
 
 
-def check_empty(folder: Path) -> None:
+def check_free(folder: Path) -> None:
     """See that a run can begin in a folder: it is not there, or empty but for what a killed process left unfinished.
+
+    A run of which no round is complete, such as one that was refused for its data, leaves its folder free as well; what
+    its sites have spent stays in their ledgers there.
 
     Raises:
         RunExists: it holds something.
         CannotWrite: it can't be looked into.
     """
     try:
-        if folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - torn_files(folder)):
+        found = {path.name for path in set(folder.iterdir()) - torn_files(folder)} if folder.is_dir() else set()
+        if (folder.exists() and not folder.is_dir()) or (found and not _never_begun(folder, found)):
             raise RunExists(f"{folder} is not empty; give another folder with --out, or go on with its run by --resume")
     except OSError as error:
         raise cannot_write(folder, error) from error
+
+
+def _never_begun(folder: Path, found: set[str]) -> bool:
+    try:
+        return PLAN in found and found <= _BEFORE_ROUNDS and not _read(folder)[1]
+    except RecordBroken:
+        return False
 
 
 def read_plan(folder: Path) -> Plan:

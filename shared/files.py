@@ -1,12 +1,17 @@
 """Files that appear whole or not at all."""
 
+import fcntl
 import os
 import secrets
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from astrofed.shared.errors import UserMistake
+
+
+class InUse(UserMistake):
+    """Another process writes into a folder."""
 
 
 class CannotWrite(UserMistake):
@@ -46,6 +51,30 @@ def write_pieces_atomically(
     finally:
         with suppress(NotADirectoryError):  # then it was never begun
             unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask so out of a folder, which is made if it isn't there; who dies lets it go.
+
+    Raises:
+        InUse: another one is in it.
+        CannotWrite: it can't be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise InUse(f"another process writes into {folder}; wait for it, stop it, or give another folder") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def torn_files(folder: Path) -> set[Path]:

@@ -17,7 +17,7 @@ from astrofed.server.evolution.lives import Book, Life
 from astrofed.server.evolution.plans import check_evolution, islands_of
 from astrofed.server.evolution.population import evolve
 from astrofed.server.federation import Observer
-from astrofed.server.record import check_empty
+from astrofed.server.record import check_free
 from astrofed.server.search.lines import read_found
 from astrofed.server.search.run import begin, speaker, with_values
 from astrofed.shared.files import write_atomically
@@ -66,7 +66,7 @@ def evolved(plan: Plan, out: Path, *, resume: bool, observer: Observer, run: Run
     """
     settings, islands, folder = check_evolution(plan), islands_of(plan), out / FOLDER
     if not resume:
-        check_empty(out)
+        check_free(out)
     begin(folder, plan)
     say = speaker(observer)
     say(f"evolution: {len(islands)} islands of {settings.population} members, {settings.generations} generations")

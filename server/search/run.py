@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from pydantic import BaseModel, ConfigDict
 
 from astrofed.server.federation import Observer
-from astrofed.server.record import PLAN, OtherPlan, check_empty, differences, read_plan
+from astrofed.server.record import PLAN, OtherPlan, check_free, differences, read_plan
 from astrofed.server.search.differentiable import mixed_shares, strongest
 from astrofed.server.search.federated import FederatedTrainer, RunPlan
 from astrofed.server.search.halving import Found, search
@@ -85,7 +85,7 @@ def searched(grid: Grid, plan: Plan, out: Path, *, resume: bool, observer: Obser
     space = check_space(plan)
     folder = out / FOLDER
     if not resume:
-        check_empty(out)
+        check_free(out)
     begin(folder, plan)
     rungs = plan.search.steps(plan.rounds)
     say = speaker(observer)

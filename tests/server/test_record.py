@@ -75,6 +75,27 @@ def test_a_folder_that_holds_something_is_refused(tmp_path: Path, plan: Plan) ->
     assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
 
 
+def test_a_folder_whose_run_completed_no_round_is_free_for_another_plan(tmp_path: Path, plan: Plan) -> None:
+    """So that a plan which named data that are not there can be mended and run with the same --out."""
+    fill(RunRecord.create(tmp_path, plan), 0)
+    (tmp_path / "report.html").write_text("refused")
+    (tmp_path / "sites").mkdir()
+    mended = load_plan({**PLAN, "rounds": 5})
+    record = RunRecord.create(tmp_path, mended)
+    assert read_plan(tmp_path) == mended and record.start is None
+    fill(record, 1)
+    with pytest.raises(RunExists):
+        RunRecord.create(tmp_path, mended)
+
+
+@pytest.mark.parametrize("other", ["search", "central_privacy.jsonl", "note.txt"])
+def test_what_a_run_spent_or_found_before_its_first_round_is_kept(tmp_path: Path, plan: Plan, other: str) -> None:
+    RunRecord.create(tmp_path, plan)
+    (tmp_path / other).write_text("{}")
+    with pytest.raises(RunExists):
+        RunRecord.create(tmp_path, plan)
+
+
 def test_a_torn_last_line_is_dropped_on_resuming(tmp_path: Path, plan: Plan) -> None:
     record = RunRecord.create(tmp_path, plan)
     fill(record, 2)
@@ -131,7 +152,7 @@ def test_a_run_that_was_killed_while_it_wrote_goes_on(
         run = tmp_path / str(at)
         if not dies(lambda run=run: fill(RunRecord.resume(run, plan), 2), at):
             break
-        if again == RunRecord.create and (run / "plan.toml").is_file():
+        if again == RunRecord.create and (run / "plan.toml").is_file() and read_record(run)[1]:
             with pytest.raises(RunExists):
                 RunRecord.create(run, plan)
         else:

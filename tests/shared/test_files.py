@@ -2,12 +2,14 @@
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from astrofed.shared.errors import UserMistake
-from astrofed.shared.files import CannotWrite, append_line, write_atomically
+from astrofed.shared.files import CannotWrite, InUse, alone_in, append_line, write_atomically
 
 
 def full(*_args: object) -> None:
@@ -38,3 +40,19 @@ def test_lines_are_appended(tmp_path: Path) -> None:
     append_line(tmp_path / "lines", b"one")
     append_line(tmp_path / "lines", b"two")
     assert (tmp_path / "lines").read_bytes() == b"one\ntwo\n"
+
+
+def test_one_process_at_a_time_is_in_a_folder(tmp_path: Path) -> None:
+    held = "from pathlib import Path; from astrofed.shared.files import alone_in; import sys\n"
+    held += "with alone_in(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", held, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "in\n"
+        with pytest.raises(InUse, match="another process writes into .*run"), alone_in(tmp_path / "run"):
+            pass
+        other.kill()
+        other.wait()
+        with alone_in(tmp_path / "run"):  # who dies lets it go
+            pass
+    with pytest.raises(CannotWrite), alone_in(Path("/proc/nowhere")):
+        pass

@@ -193,6 +193,15 @@ def test_a_full_disk_keeps_what_was_complete(
     assert len(simulate(small, out=tmp_path / "run", resume=True).rounds) == 5
 
 
+def test_a_plan_that_was_refused_for_its_data_is_mended_and_run_in_the_same_folder(
+    tmp_path: Path, small: dict[str, Any]
+) -> None:
+    mistaken = {**small, "rounds": 1, "participants": [{**small["participants"][0], "data": str(tmp_path / "none")}]}
+    with pytest.raises(NotEnrolled, match="tess can't take part"):
+        simulate(mistaken, out=tmp_path / "run")
+    assert len(simulate({**small, "rounds": 1}, out=tmp_path / "run").rounds) == 2
+
+
 def test_folders(tmp_path: Path, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     small["rounds"] = 1
