@@ -21,14 +21,7 @@ from astrofed.shared.plan import Plan
 from astrofed.shared.record import Round, Start
 
 PLAN, LINES = "plan.toml", "rounds.jsonl"
-_BEFORE_ROUNDS = {
-    PLAN,
-    LINES,
-    FOLDER,
-    "statistics.safetensors",
-    "report.html",
-    "sites",
-}  # what a run may hold before one is complete
+_AT_FIRST = {PLAN, LINES, FOLDER, "statistics.safetensors", "report.html", "sites"}  # what no complete round leaves
 
 
 class NoRun(UserMistake):
@@ -148,7 +141,7 @@ def check_free(folder: Path) -> None:
 
 def _never_begun(folder: Path, found: set[str]) -> bool:
     try:
-        return PLAN in found and found <= _BEFORE_ROUNDS and not _read(folder)[1]
+        return PLAN in found and found <= _AT_FIRST and not _read(folder)[1]
     except RecordBroken:
         return False
 

@@ -48,7 +48,7 @@ def test_one_process_at_a_time_is_in_a_folder(tmp_path: Path) -> None:
     command = [sys.executable, "-c", held, str(tmp_path / "run")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "in\n"
-        with pytest.raises(InUse, match="another process writes into .*run"), alone_in(tmp_path / "run"):
+        with pytest.raises(InUse, match="another process writes into"), alone_in(tmp_path / "run"):
             pass
         other.kill()
         other.wait()
