@@ -3,7 +3,7 @@
 Each step draws every unit with the same probability (Poisson sampling), takes each drawn unit's own gradient, clips it,
 sums, adds Gaussian noise and divides by the expected, never the actual, number of units; where none was drawn, the step
 is noise alone. Sites that share noise all divide by the plan's batch size, so that what they share cancels in the mean.
-Averaging is Opacus'; noise and sampling come from a cryptographic generator. What doesn't depend on data (weight decay,
+Noise and sampling come from a cryptographic generator. What doesn't depend on data (weight decay,
 FedProx's penalty) stands outside the clipped sum and costs nothing.
 """
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from opacus.optimizers import DPOptimizerFastGradientClipping
 from torch import Tensor, nn
+from torch._utils import _unflatten_dense_tensors
 
 from astrofed.client.devices import device_of, seeded_on
 from astrofed.client.optimizers import make_optimizer
@@ -118,9 +119,8 @@ def _clipped_sum(model: nn.Module, units: Population, chosen: Chosen, clipping: 
 
 
 def _zeros(weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    counts = [weight.numel() for weight in weights]
-    numbers = weights[0].new_zeros(sum(counts))
-    return numbers, [part.view_as(weight) for part, weight in zip(torch.split(numbers, counts), weights, strict=True)]
+    numbers = weights[0].new_zeros(sum(weight.numel() for weight in weights))
+    return numbers, list(_unflatten_dense_tensors(numbers, weights))  # type: ignore[no-untyped-call]
 
 
 class _NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
@@ -164,6 +164,10 @@ class _NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
             self.sums.copy_(sums)
         for parameter in self.params:
             parameter.grad = parameter.summed_grad
+
+    def scale_grad(self) -> None:
+        """Divide all noisy sums, where they lie, by the expected number of units."""
+        self.sums /= self.expected_batch_size
 
 
 def _optimizer(

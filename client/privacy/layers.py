@@ -1,4 +1,4 @@
-"""Layers whose weight multiplies rows: linear ones, and convolutions, whose rows are the patches that they see.
+"""Layers whose weight multiplies rows: linear ones, convolutions, whose rows are the patches that they see, and norms.
 
 A convolution's output at a place is its weight times the patch around that place, so that its gradient is a sum of
 outer products as a linear layer's is (Chellapilla, Puri & Simard 2006; Rochette, Manoel & Tramel 2019).
@@ -14,7 +14,7 @@ from astrofed.client.privacy.gradients import UnitLoss, Units
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
-Multiplying = nn.Linear | Convolution
+Multiplying = nn.Linear | Convolution | nn.LayerNorm
 Tap = Callable[[Multiplying, Tensor], Tensor]
 """Of a layer and its input makes its output."""
 
@@ -29,19 +29,30 @@ def multiplied(layer: Multiplying, given: Tensor, weight: Tensor, bias: Tensor |
     """Return what a layer would put out with this weight and this bias."""
     if isinstance(layer, nn.Linear):
         return nn.functional.linear(given, weight, bias)
+    if isinstance(layer, nn.LayerNorm):
+        return nn.functional.layer_norm(given, layer.normalized_shape, weight, bias, layer.eps)
     made: Tensor = layer._conv_forward(given, weight, bias)
     return made
 
 
-def everywhere(layer: Multiplying, shape: torch.Size) -> Tensor:
-    """Return the layer's bias at each place of an output of this shape, in no memory of its own; zeros without one."""
-    if layer.bias is None:
-        return layer.weight.detach().new_zeros(()).expand(shape)
-    places = 0 if isinstance(layer, nn.Linear) else len(layer.kernel_size)
-    return layer.bias.detach().view(-1, *[1] * places).expand(shape)
+def as_batch(layer: Multiplying, given: Tensor) -> tuple[Tensor, torch.Size]:
+    """Return what goes into a layer, with all axes before those of one row (of one sample) as one, and these axes."""
+    if isinstance(layer, nn.LayerNorm):
+        own = len(layer.normalized_shape)
+    else:
+        own = 1 if isinstance(layer, nn.Linear) else len(layer.kernel_size) + 1
+    return given.flatten(0, -own - 1), given.shape[:-own]
 
 
-def as_rows(layer: Multiplying, given: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+def passed(layer: Multiplying, given: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what a layer puts out for a batch, and what its weight multiplies: its input, which a norm has scaled."""
+    if not isinstance(layer, nn.LayerNorm):
+        return multiplied(layer, given, layer.weight, layer.bias), given.detach()
+    output, mean, scale = torch.native_layer_norm(given, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
+    return output, (given.detach() - mean) * scale
+
+
+def as_rows(layer: nn.Linear | Convolution, given: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
     """Return what goes into a layer and what comes out as rows, [unit, row, feature] each.
 
     `given` and `output` [unit, …] are as the layer has them for every single unit.
@@ -107,6 +118,8 @@ def passed_once(model: nn.Module, loss: UnitLoss, unit: Units, *, convolutions: 
 def _multiplies(layer: nn.Module, convolutions: bool) -> bool:
     if type(layer) is nn.Linear:
         return True
+    if type(layer) is nn.LayerNorm:
+        return layer.elementwise_affine
     if not convolutions or type(layer) not in CONVOLUTIONS:
         return False
     assert isinstance(layer, Convolution)

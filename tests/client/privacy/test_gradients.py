@@ -106,6 +106,28 @@ class Convolved(nn.Module):
         return out
 
 
+class Normed(nn.Module):
+    """Norms of one and two axes, with and without weights of their own, and layers whose output is changed in place.
+
+    One layer is given the same for all units.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.bare = nn.LayerNorm((2, 3)), nn.LayerNorm(3, elementwise_affine=False)
+        self.scaled, self.twice = nn.LayerNorm(3, bias=False), nn.LayerNorm(3)
+        self.rows, self.place = nn.Linear(3, 4), nn.Linear(2, 3)
+        self.line = nn.Conv1d(4, 3, 2)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        units, times, features = x.shape
+        x = self.wide(x.reshape(units, times // 2, 2, features)).reshape(x.shape) + self.place(torch.eye(2)[:1].to(x))
+        hidden = torch.relu_(self.rows(self.twice(self.scaled(self.twice(x)) + self.bare(x))))
+        out: Tensor = self.head(torch.relu_(self.line(hidden.transpose(1, 2))).mean(dim=-1))
+        return out
+
+
 class InPlace(MLP):
     """A perceptron that writes into a tensor of its own, which torch can't vectorise."""
 
@@ -199,6 +221,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Units, Loss, type]] = {
     "datacube with physics": (*worlds(PHYSICS), Factored),
     "folded time": (Folded, SERIES, squared, Factored),
     "convolutions of all kinds": (Convolved, MAPS, squared, Factored),
+    "norms of all kinds": (Normed, SERIES, squared, Factored),
     "linear layers of all kinds": (Spread, TABLE, squared, Together),
     "slopes": (lambda: MLP(3, 2, hidden=(8,)), TABLE, smooth, Together),
     "slopes by autograd": (lambda: MLP(3, 2, hidden=(8,)), TABLE, smooth_by_autograd, OneByOne),
@@ -332,6 +355,22 @@ def test_only_convolutions_that_patches_are_right_for_are_factored() -> None:
     model, unit = made(Convolved, torch.float32), tuple(tensor[:1] for tensor in MAPS)
     assert list(Factored(model, squared, unit)._layers) == ["plane", "line", "space", "head"]
     assert list(Factored(model, squared, unit, convolutions=False)._layers) == ["head"]
+
+
+def test_norms_and_layers_that_are_changed_in_place_are_factored() -> None:
+    model, unit = made(Normed, torch.float32), tuple(tensor[:1] for tensor in SERIES)
+    names = ["wide", "scaled", "rows", "place", "line", "head"]
+    assert list(Factored(model, squared, unit)._layers) == names
+
+
+def test_a_layer_inside_of_another_transformation_is_left_to_another_form() -> None:
+    class Nested(MLP):
+        def forward(self, rows: Tensor) -> Tensor:
+            out: Tensor = torch.func.vmap(super().forward)(rows[:, None])[:, 0]
+            return out
+
+    model = made(lambda: Nested(3, 2, hidden=(8,)), torch.float32)
+    assert type(cheapest_form(model, TABLE, squared)) is gradients.Together
 
 
 def test_a_layer_passed_otherwise_than_at_first_is_noticed() -> None:
