@@ -21,7 +21,7 @@ from astrofed.shared.plan import Plan
 from astrofed.shared.record import Round, Start
 
 PLAN, LINES = "plan.toml", "rounds.jsonl"
-_AT_FIRST = {PLAN, LINES, FOLDER, "statistics.safetensors", "report.html", "sites"}  # what no complete round leaves
+_AT_FIRST = {PLAN, LINES, FOLDER, "statistics.safetensors", "report.html", "sites"}  # all there is before the first
 
 
 class NoRun(UserMistake):
