@@ -13,6 +13,7 @@ from astrofed.simulations.audit.central import CENTRAL_CASES
 from astrofed.simulations.audit.membership import Attack, attack
 from astrofed.simulations.audit.planted import PLANTED
 from astrofed.simulations.audit.planted_trees import PLANTED_TREES
+from astrofed.simulations.audit.shared import PLANTED_SHARED, SHARED_CASES
 from astrofed.simulations.bench.result import Machine, Target, this_machine, verdict
 
 if TYPE_CHECKING:
@@ -89,11 +90,11 @@ def run_audit(quick: bool, seed: int = 1, done: Callable[[str], None] = lambda _
     torch.set_num_threads(1)
     try:
         honest = []
-        for case in (*CASES, *CENTRAL_CASES):
+        for case in (*CASES, *SHARED_CASES, *CENTRAL_CASES):
             honest.append((replace(case, side=case.side // 2) if quick else case).find(seed))
             done(f"{case.name}: {honest[-1].measured.epsilon:.3f} of {honest[-1].accounted:.3f}")
         planted = []
-        for bug in (*PLANTED, *PLANTED_TREES):
+        for bug in (*PLANTED, *PLANTED_SHARED, *PLANTED_TREES):
             with bug.planted():
                 planted.append((bug.name, bug.case.find(seed)))
             done(f"bug: {bug.name}: {planted[-1][1].measured.epsilon:.3f} of {planted[-1][1].accounted:.3f}")
