@@ -101,13 +101,12 @@ class CentralPrivacy(Section):
 
 def not_with_shared_noise(shared: SharedNoise, training: Training, trainers: int) -> str | None:
     """Say why so many participants that train so can't share noise; None where they can."""
-    if trainers < 2 or shared.colluding > trainers - 2:
-        most = f"at most {trainers - 2} of {trainers}" if trainers > 2 else "none of 2"
+    if trainers < 2:
+        return "privacy.shared_noise: one training participant has nobody to share noise with; remove it"
+    if shared.colluding > trainers - 2:
         return (
-            "privacy.shared_noise: one training participant has nobody to share noise with; remove it"
-            if trainers < 2
-            else f"privacy.shared_noise.colluding: {shared.colluding} would leave a participant alone with its noise; "
-            f"{most} may collude"
+            f"privacy.shared_noise.colluding: {shared.colluding} would leave a participant alone with its noise; at most "
+            f"{trainers - 2} of {trainers} may collude"
         )
     if training.max_steps != 1:
         return (
