@@ -105,8 +105,8 @@ def not_with_shared_noise(shared: SharedNoise, training: Training, trainers: int
         return "privacy.shared_noise: one training participant has nobody to share noise with; remove it"
     if shared.colluding > trainers - 2:
         return (
-            f"privacy.shared_noise.colluding: {shared.colluding} would leave a participant alone with its noise; at most "
-            f"{trainers - 2} of {trainers} may collude"
+            f"privacy.shared_noise.colluding: {shared.colluding} would leave a participant alone with its noise; at "
+            f"most {trainers - 2} of {trainers} may collude"
         )
     if training.max_steps != 1:
         return (
