@@ -11,11 +11,12 @@ from markupsafe import Markup
 
 from astrofed.server.report_plots import Scale, add, drawing, markup
 from astrofed.server.report_run import Run
-from astrofed.shared.models import surrogate_layout, transit_layout
+from astrofed.shared.models import spectrum_layout, surrogate_layout, transit_layout
 from astrofed.shared.registry import normalise
 from astrofed.shared.uncertainty import LEVEL, LEVELS, Pooled, pooled_conformal
 
 _MOST = 60  # sites that are listed
+_TARGETS = {"transits": transit_layout.TARGETS, "spectrum": spectrum_layout.TARGETS}  # others: the surrogate's
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ def calibration(run: Run) -> Calibration | None:
         return None
     last, trainers = evaluated[-1], set(run.trainers)
     trained = [metrics for name, metrics in last.sites.items() if name in trainers]
-    layout = transit_layout if normalise(run.plan.task.name) == "transits" else surrogate_layout
-    pooled = tuple(_pooled(target.name, target.unit, trained, last.metrics) for target in layout.TARGETS)
+    targets = _TARGETS.get(normalise(run.plan.task.name), surrogate_layout.TARGETS)
+    pooled = tuple(_pooled(target.name, target.unit, trained, last.metrics) for target in targets)
     known = [row.pooled for row in pooled if row.pooled is not None]
     return Calibration(
         sites=tuple(_site(name, name not in trainers, own) for name, own in list(last.sites.items())[:_MOST]),

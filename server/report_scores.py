@@ -119,10 +119,10 @@ def _levels(name: str, metrics: Mapping[str, float]) -> tuple[float, ...]:
 
 
 def _unit(name: str) -> str:
-    from astrofed.shared.models import surrogate_layout, transit_layout
+    from astrofed.shared.models import spectrum_layout, surrogate_layout, transit_layout
     from astrofed.shared.models.datacube_layout import VARIABLES
 
     if name in VARIABLES:
         return VARIABLES[name].unit
-    targets = (*surrogate_layout.TARGETS, *transit_layout.TARGETS)
+    targets = (*surrogate_layout.TARGETS, *transit_layout.TARGETS, *spectrum_layout.TARGETS)
     return next((target.unit for target in targets if target.name == name), "")

@@ -7,7 +7,7 @@ from pathlib import Path
 from astrofed.shared.errors import UserMistake
 
 PREFIX = "bundled:"
-_SUFFIXES = {"histories": ".parquet", "worlds": ".zarr", "planets": ".parquet", "transits": ".parquet"}
+_SUFFIXES = {"worlds": ".zarr"} | dict.fromkeys(("histories", "planets", "spectra", "transits"), ".parquet")
 
 
 class UnknownBundledDataset(UserMistake):

@@ -61,6 +61,10 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         },
         "transits/k2_3",
     ),
+    "spectrum": (
+        {"task": "spectrum", "model": {"name": "spectrum-net", "width": 8}, "training": {"batch_size": 16}},
+        "spectra/wasp39b_miri_lrs",
+    ),
     "surrogate": (SURROGATE, "worlds/earthlike"),
     "surrogate, crps": (
         {**SURROGATE, "task": {**SURROGATE["task"], "objective": "crps", "balance": "uncertainty", "consistency": 0.1}},

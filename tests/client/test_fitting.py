@@ -218,6 +218,10 @@ def transits(_: Path) -> Task:
     return opened(resolve_bundled("transits/k2_3"), task, model, 7)
 
 
+def spectrum(_: Path) -> Task:
+    return opened(resolve_bundled("spectra/wasp39b_miri_lrs"), "spectrum", {"name": "spectrum-net", "width": 8}, 7)
+
+
 def surrogate(_: Path, **options: Any) -> Task:
     task, model = {"name": "surrogate", "belts": 8, "sectors": 4, **options}, {"name": "surrogate", "width": 8}
     return opened(resolve_bundled("worlds/earthlike"), task, model, 10, mode="multimodal")
@@ -251,7 +255,7 @@ def trained(task: Task) -> tuple[Model, float]:
 
 
 @pytest.mark.parametrize(
-    "make", [planets, deep_time, transits, surrogate, weighed_surrogate, datacube, physical_datacube]
+    "make", [planets, deep_time, transits, spectrum, surrogate, weighed_surrogate, datacube, physical_datacube]
 )
 def test_each_task_learns_the_same_one_sample_after_the_other(
     make: Callable[[Path], Task],

@@ -48,6 +48,14 @@ def test_two_stars_ship() -> None:
     ]
 
 
+def test_seven_modes_of_one_spectrum_ship() -> None:
+    modes = [name for name in NAMES if "spectra/" in name]
+    tables = [read_table(resolve_bundled(name)) for name in modes]
+    assert len({table.text("mode")[0] for table in tables}) == len(modes) == 7
+    assert sum(len(table) for table in tables) == 383
+    assert {star for table in tables for star in table.text("star")} == {"WASP-39"}
+
+
 def test_all_is_smaller_than_20_mb() -> None:
     assert sum(file.stat().st_size for file in ROOT.rglob("*") if file.is_file()) < 20e6
 
@@ -59,7 +67,7 @@ def test_the_manifest_names_each_dataset() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_each_dataset_is_sound_and_matches_the_manifest(name: str) -> None:
     report = check_dataset(resolve_bundled(name))
-    one_unit = "histories/" in name or "transits/" in name  # all rows are one world's, or one star's
+    one_unit = any(kind in name for kind in ("histories/", "spectra/", "transits/"))  # one world's rows, or one star's
     assert [problem.mistake for problem in report.problems] == (["shared privacy units"] if one_unit else [])
     assert report.fingerprint == FINGERPRINTS[name.removeprefix("bundled:")]
 
