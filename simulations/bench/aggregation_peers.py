@@ -34,9 +34,12 @@ def through_messages(case: Case, replies: Replies) -> Call:
 
 
 def plain_sum(replies: Replies) -> Call:
-    """Return a sum of each reply's values, one reply after the other: as fast as these bytes can be read."""
-    arrays = [array.reshape(-1) for reply in replies.arrays() for array in reply.values()]
-    return Call(lambda _: [total(array) for array in arrays])
+    """Return a sum of values that lie as the replies' do, one array after the other: as fast as such bytes can be read.
+
+    They are a copy, for what has just read the replies themselves leaves them in caches to who comes next.
+    """
+    copies = [np.frombuffer(array.tobytes(), array.dtype) for reply in replies.arrays() for array in reply.values()]
+    return Call(lambda _: [total(copy) for copy in copies])
 
 
 def flowers(case: Case, replies: Replies) -> Call | None:

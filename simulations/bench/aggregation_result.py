@@ -115,8 +115,8 @@ def _table(size: Size) -> "Table":
     if plain is not None and plain.seconds and size.read_bandwidth:
         share = 4 * size.n * size.d / plain.seconds / size.read_bandwidth
         facts.append(
-            f"a {SUM} of the same replies: {_milliseconds(plain.seconds)} ms, {100 * share:.0f} % of that: they lie in "
-            "small pages, or in caches"
+            f"a {SUM} of such replies, in the pages in which they lie: {_milliseconds(plain.seconds)} ms, "
+            f"{100 * share:.0f} % of that"
         )
     if size.read_bandwidth_two:
         facts.append(

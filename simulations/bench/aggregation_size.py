@@ -37,7 +37,7 @@ from astrofed.simulations.bench.aggregation_peers import (
 from astrofed.simulations.bench.aggregation_reference import expected_weights, largest_deviation, update_gram
 from astrofed.simulations.bench.aggregation_result import SUM, PeerTime, RuleRow, Size
 from astrofed.simulations.bench.aggregation_work import CASES, KINDS, MEAN, MIXED, NAME, Case, Replies
-from astrofed.simulations.bench.bandwidth import read_bandwidth
+from astrofed.simulations.bench.bandwidth import BYTES, read_bandwidth
 from astrofed.simulations.bench.memory import peak_beyond
 from astrofed.simulations.bench.others import Others
 from astrofed.simulations.bench.turns import Call, alternate, ratio
@@ -98,7 +98,7 @@ def _timed(case: Case, replies: Replies, request: Request) -> RuleRow:
     flower = flowers(case, replies)
     if flower is not None:  # before ByzFL's, whose matrix then takes no memory yet
         ours[MESSAGES], peers = through_messages(case, replies), {FLOWER: flower, **peers}
-    if case == MEAN:  # so that what bounds its reading is measured beside it
+    if case == MEAN and replies.nbytes <= BYTES:  # so that what bounds its reading is measured beside it
         peers[SUM] = plain_sum(replies)
     skipped, matrix = [], float(BYZFL_NUMPY in peers)  # one of all replies, on top of what each needs
     for name in list(peers):
