@@ -14,7 +14,6 @@ from flwr.serverapp.strategy import Strategy
 from astrofed.server.aggregation.gram import gram_matrix
 from astrofed.server.aggregation.updates import Updates
 from astrofed.simulations.bench.aggregation_work import MIXED, NAME, Case, Replies
-from astrofed.simulations.bench.bandwidth import total
 from astrofed.simulations.bench.byzfl_peer import stages
 from astrofed.simulations.bench.turns import Call
 
@@ -31,15 +30,6 @@ def through_messages(case: Case, replies: Replies) -> Call:
     """Return our strategy's aggregation of the replies' messages, as Flower's."""
     strategy = case.strategy(replies)
     return Call(lambda messages: strategy.aggregate_train(1, messages), replies.messages)
-
-
-def plain_sum(replies: Replies) -> Call:
-    """Return a sum of values that lie as the replies' do, one array after the other: as fast as such bytes can be read.
-
-    They are a copy, for what has just read the replies themselves leaves them in caches to who comes next.
-    """
-    copies = [np.frombuffer(array.tobytes(), array.dtype) for reply in replies.arrays() for array in reply.values()]
-    return Call(lambda _: [total(copy) for copy in copies])
 
 
 def flowers(case: Case, replies: Replies) -> Call | None:

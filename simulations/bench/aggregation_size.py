@@ -30,14 +30,13 @@ from astrofed.simulations.bench.aggregation_peers import (
     gram_pass,
     likely_memory,
     mixings,
-    plain_sum,
     through_arrays,
     through_messages,
 )
 from astrofed.simulations.bench.aggregation_reference import expected_weights, largest_deviation, update_gram
-from astrofed.simulations.bench.aggregation_result import SUM, PeerTime, RuleRow, Size
-from astrofed.simulations.bench.aggregation_work import CASES, KINDS, MEAN, MIXED, NAME, Case, Replies
-from astrofed.simulations.bench.bandwidth import BYTES, read_bandwidth
+from astrofed.simulations.bench.aggregation_result import PeerTime, RuleRow, Size
+from astrofed.simulations.bench.aggregation_work import CASES, KINDS, MIXED, NAME, Case, Replies
+from astrofed.simulations.bench.bandwidth import BYTES, read_bandwidth, total
 from astrofed.simulations.bench.memory import peak_beyond
 from astrofed.simulations.bench.others import Others
 from astrofed.simulations.bench.turns import Call, alternate, ratio
@@ -81,7 +80,7 @@ def measure(request: Request) -> Size:
     _say(request, "Gram passes")
     rows = _gram_passes(rows, replies, request)
     bandwidth = max(size.read_bandwidth or 0.0, read_bandwidth(1, request.rounds))
-    size = replace(size, read_bandwidth=bandwidth, others=others.cores())
+    size = replace(size, read_bandwidth=bandwidth, plain_sum=_plain_sum(replies, request), others=others.cores())
     if len(cores) < 2:
         return replace(size, rows=tuple(rows), note="two threads: not evaluable on one core")
     _say(request, "two threads")
@@ -98,8 +97,6 @@ def _timed(case: Case, replies: Replies, request: Request) -> RuleRow:
     flower = flowers(case, replies)
     if flower is not None:  # before ByzFL's, whose matrix then takes no memory yet
         ours[MESSAGES], peers = through_messages(case, replies), {FLOWER: flower, **peers}
-    if case == MEAN and replies.nbytes <= BYTES:  # so that what bounds its reading is measured beside it
-        peers[SUM] = plain_sum(replies)
     skipped, matrix = [], float(BYZFL_NUMPY in peers)  # one of all replies, on top of what each needs
     for name in list(peers):
         multiple = request.memory.get(f"{case.name}: {name}", likely_memory(case, replies.n))
@@ -133,6 +130,13 @@ def _timed(case: Case, replies: Replies, request: Request) -> RuleRow:
         statistics.median(times[MESSAGES]) if MESSAGES in times else None,
         (*found, *skipped),
     )
+
+
+def _plain_sum(replies: Replies, request: Request) -> float:
+    """Return the seconds of a sum of each reply's values: as fast as these bytes can be read, after others were."""
+    arrays, between = [array.reshape(-1) for reply in replies.arrays() for array in reply.values()], np.ones(BYTES // 8)
+    calls = {"sum": Call(lambda _: [total(array) for array in arrays]), "between": Call(lambda _: total(between))}
+    return statistics.median(alternate(calls, request.rounds, request.patience)["sum"])
 
 
 def _too_large(replies: Replies, multiple: float) -> str | None:

@@ -62,7 +62,6 @@ class Case:
 
 
 DEFAULT = Case(DEFAULT_RULE, DEFAULT_PRE)
-MEAN = Case("mean")
 ALONE = tuple(
     Case(rule) for rule in ("mean", "median", "trimmed-mean", "krum", "multi-krum", "bulyan", "geometric-median")
 )
